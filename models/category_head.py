@@ -1,0 +1,83 @@
+"""The category head: two embeddings, fused by attention, to class logits.
+
+Systems text §1: image and text embedding -> attention -> MLP -> C logits.  A missing image or title is legal input; a
+learned "absent" embedding takes its place and is trained by modality dropout, so the head knows the difference between
+"no title" and "a title that says nothing".
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CategoryHeadConfig(BaseModel):
+    """Widths of the category head."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    embed_dim: PositiveInt  # width D of both embeddings
+    num_classes: PositiveInt
+    hidden_dim: PositiveInt = 512
+    num_heads: PositiveInt = 4
+    dropout: NonNegativeFloat = 0.1
+
+
+class AttentionFusion(nn.Module):
+    """One pre-norm self-attention layer over the two tokens (image, text), with a residual."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
+        self.output = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, 2, D] -> [B, 2, D]."""
+        batch, length, width = tokens.shape
+        projected = self.query_key_value(self.norm(tokens)).view(batch, length, 3, self.num_heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return tokens + self.output(attended.transpose(1, 2).reshape(batch, length, width))
+
+
+class CategoryHead(nn.Module):
+    """Unit-length embeddings of image and title to logits over the classes."""
+
+    def __init__(self, config: CategoryHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embed_dim
+        # Unit-length embeddings have entries of size 1/sqrt(D); LayerNorm brings them to the scale of the tokens.
+        self.image_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.text_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.absent_image = nn.Parameter(0.02 * torch.randn(width))
+        self.absent_text = nn.Parameter(0.02 * torch.randn(width))
+        self.fusion = AttentionFusion(width, config.num_heads)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(2 * width),
+            nn.Linear(2 * width, config.hidden_dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden_dim, config.num_classes),
+        )
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor) -> Tensor:
+        """Logits of each row.
+
+        Args:
+            image_embeds, text_embeds: [B, D] float32, unit length; what stands in an absent row does not matter.
+            image_present, text_present: [B, 1] bool.
+
+        Returns:
+            [B, C] logits.
+        """
+        image_token = torch.where(image_present, self.image_projection(image_embeds), self.absent_image)
+        text_token = torch.where(text_present, self.text_projection(text_embeds), self.absent_text)
+        tokens = self.fusion(torch.stack([image_token, text_token], dim=1))
+        return self.mlp(tokens.flatten(1))

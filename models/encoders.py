@@ -1,0 +1,233 @@
+"""Image and text encoders: any Hugging Face backbone, a projection, unit-length embeddings.
+
+The layout is that of CLIP (Radford et al., 2021): a backbone, a bias-free projection to a shared width, L2 norm.
+Notable: images enter as uint8 [B, H, W, 3], the form in which they travel between served models; normalisation is the
+first operation of the graph, so training, export and serving cannot disagree about it.  The cast to float comes before
+the transpose because TensorRT's Transpose refuses uint8.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BertConfig, CLIPModel, ResNetConfig
+
+# The statistics of ImageNet: what most published backbones were trained with, harmless for one trained from scratch.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageEncoderConfig(BaseModel):
+    """What is needed to rebuild an image encoder; `backbone` is a Hugging Face config with its `model_type`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: dict[str, Any]
+    projection_dim: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class TextEncoderConfig(BaseModel):
+    """What is needed to rebuild a text encoder. `pooling`: mean over attended tokens, or the backbone's own pooler."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: dict[str, Any]
+    projection_dim: PositiveInt
+    max_length: PositiveInt
+    pooling: Literal["mean", "pooler"] = "mean"
+
+
+class ImageEncoder(nn.Module):
+    """uint8 images to unit-length embeddings.
+
+    Args:
+        config: backbone, projection width and the statistics that normalise pixels.
+        backbone: the network itself; built from `config.backbone` with random weights when None.
+    """
+
+    def __init__(self, config: ImageEncoderConfig, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone if backbone is not None else _backbone_from_config(config.backbone)
+        self.projection = nn.Linear(_output_width(config.backbone), config.projection_dim, bias=False)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255.0, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255.0, persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 -> [B, D] float32, unit length."""
+        pixels = pixel_values.to(torch.float32).permute(0, 3, 1, 2)
+        output = self.backbone(pixel_values=(pixels - self.mean) / self.std)
+        pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
+        return F.normalize(self.projection(pooled.flatten(1)).float(), dim=-1)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to unit-length embeddings.
+
+    Args:
+        config: backbone, projection width, sequence length and pooling.
+        backbone: the network itself; built from `config.backbone` with random weights when None.
+    """
+
+    def __init__(self, config: TextEncoderConfig, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone if backbone is not None else _backbone_from_config(config.backbone)
+        self.projection = nn.Linear(_output_width(config.backbone), config.projection_dim, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, L] int64, [B, L] int64 -> [B, D] float32, unit length. Every row must attend to at least one token."""
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        if self.config.pooling == "pooler":
+            pooled = output.pooler_output
+        else:
+            mask = attention_mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
+            pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+        return F.normalize(self.projection(pooled).float(), dim=-1)
+
+
+def small_image_encoder(height: int, width: int, projection_dim: int) -> ImageEncoder:
+    """A ResNet (He et al., 2016) of 2.9 M parameters that trains from scratch on two CPU cores in minutes.
+
+    Args:
+        height, width: pixels of the images it will see.
+        projection_dim: width D of the embeddings.
+    """
+    backbone = ResNetConfig(embedding_size=48, hidden_sizes=[48, 96, 192, 384], depths=[1, 1, 1, 1], layer_type="basic")
+    return ImageEncoder(
+        ImageEncoderConfig(
+            backbone=_plain(backbone.to_dict()), projection_dim=projection_dim, height=height, width=width
+        )
+    )
+
+
+def small_text_encoder(vocab_size: int, max_length: int, projection_dim: int) -> TextEncoder:
+    """A two-layer BERT (Devlin et al., 2019) for titles.
+
+    Args:
+        vocab_size: size of the tokenizer's vocabulary.
+        max_length: tokens a title is padded or cut to.
+        projection_dim: width D of the embeddings.
+    """
+    backbone = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=max_length,
+        pad_token_id=0,
+    )
+    return TextEncoder(
+        TextEncoderConfig(backbone=_plain(backbone.to_dict()), projection_dim=projection_dim, max_length=max_length)
+    )
+
+
+def image_encoder_from_checkpoint(folder: Path, projection_dim: int) -> ImageEncoder:
+    """An image encoder from a Hugging Face checkpoint folder (CLIP, ViT, ResNet, ConvNeXT …).
+
+    Args:
+        folder: holds config.json, safetensors weights and, where the authors gave one, preprocessor_config.json.
+        projection_dim: width D of a fresh projection; a CLIP checkpoint brings its own and this is ignored.
+
+    Raises:
+        FileNotFoundError: `folder` has no config.json.
+    """
+    _require_config(folder)
+    config = AutoConfig.from_pretrained(folder)
+    image_size = getattr(getattr(config, "vision_config", config), "image_size", 224)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    statistics: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").exists():
+        processor = AutoImageProcessor.from_pretrained(folder)
+        statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    if config.model_type == "clip":
+        clip = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        encoder = ImageEncoder(
+            ImageEncoderConfig(
+                backbone=_plain(clip.config.vision_config.to_dict()),
+                projection_dim=clip.config.projection_dim,
+                height=height,
+                width=width,
+                **statistics,
+            ),
+            clip.vision_model,
+        )
+        encoder.projection.load_state_dict(clip.visual_projection.state_dict())
+        return encoder
+    backbone = AutoModel.from_pretrained(folder, use_safetensors=True)
+    return ImageEncoder(
+        ImageEncoderConfig(
+            backbone=_plain(config.to_dict()), projection_dim=projection_dim, height=height, width=width, **statistics
+        ),
+        backbone,
+    )
+
+
+def text_encoder_from_checkpoint(folder: Path, projection_dim: int, max_length: int) -> TextEncoder:
+    """A text encoder from a Hugging Face checkpoint folder (CLIP, BERT, MiniLM …).
+
+    Args:
+        folder: holds config.json and safetensors weights.
+        projection_dim: width D of a fresh projection; a CLIP checkpoint brings its own and this is ignored.
+        max_length: tokens a title is padded or cut to; at most what the checkpoint's positions allow.
+
+    Raises:
+        FileNotFoundError: `folder` has no config.json.
+        ValueError: the checkpoint has fewer positions than `max_length`.
+    """
+    _require_config(folder)
+    config = AutoConfig.from_pretrained(folder)
+    positions = getattr(getattr(config, "text_config", config), "max_position_embeddings", max_length)
+    if max_length > positions:
+        raise ValueError(f"max_length={max_length} exceeds the {positions} positions of the checkpoint in {folder}")
+    if config.model_type == "clip":
+        clip = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        encoder = TextEncoder(
+            TextEncoderConfig(
+                backbone=_plain(clip.config.text_config.to_dict()),
+                projection_dim=clip.config.projection_dim,
+                max_length=max_length,
+                pooling="pooler",
+            ),
+            clip.text_model,
+        )
+        encoder.projection.load_state_dict(clip.text_projection.state_dict())
+        return encoder
+    backbone = AutoModel.from_pretrained(folder, use_safetensors=True)
+    return TextEncoder(
+        TextEncoderConfig(backbone=_plain(config.to_dict()), projection_dim=projection_dim, max_length=max_length),
+        backbone,
+    )
+
+
+def _backbone_from_config(config: dict[str, Any]) -> nn.Module:
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise ValueError("backbone config has no 'model_type'; a Hugging Face config names its architecture there")
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoModel.from_config(AutoConfig.for_model(model_type, **options))
+
+
+def _output_width(config: dict[str, Any]) -> int:
+    """Channels that the backbone's pooled output has: convolutional configs list them per stage."""
+    return int(config["hidden_sizes"][-1] if "hidden_sizes" in config else config["hidden_size"])
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what only describes the file it came from, so that equal encoders have equal configs."""
+    return {key: value for key, value in config.items() if key not in {"transformers_version", "_name_or_path"}}
+
+
+def _require_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no Hugging Face checkpoint folder: config.json is missing")

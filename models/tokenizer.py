@@ -1,0 +1,82 @@
+"""Byte-level BPE for titles (Sennrich et al., 2016), trained on the feed or taken from a checkpoint folder.
+
+One `tokenizer.json` of the `tokenizers` library is the whole tokenizer: training and the served `tokenize` model read
+the same file.  Byte-level: no title has an unknown character.  Every text starts with [CLS], so that even an empty one
+has a token to attend to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
+    """Trains a BPE tokenizer; texts are lower-cased and brought to Unicode form NFKC.
+
+    Args:
+        texts: the titles of the training split.
+        vocab_size: entries at most, special tokens and the 256 bytes included.
+
+    Raises:
+        ValueError: `vocab_size` cannot hold the special tokens and the byte alphabet.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"vocab_size={vocab_size} is less than {len(alphabet) + len(SPECIAL_TOKENS)}, the byte alphabet"
+        )
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    )
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a bundle or of a Hugging Face checkpoint folder.
+
+    Raises:
+        FileNotFoundError: `folder` has no tokenizer.json.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json")
+    return Tokenizer.from_file(str(path))
+
+
+def fit_max_length(tokenizer: Tokenizer, texts: Sequence[str], *, quantile: float = 0.995, limit: int = 64) -> int:
+    """The shortest multiple of 8 that holds `quantile` of the texts whole, at most `limit`: padding is paid per request."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+    longest = float(np.quantile(lengths, quantile)) if lengths else 1.0
+    return min(limit, 8 * int(np.ceil(longest / 8)))
+
+
+def set_length(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """Makes every encoding exactly `max_length` tokens: longer texts are cut, shorter ones padded with a masked token."""
+    pad_id = tokenizer.token_to_id("[PAD]")
+    pad_token = "[PAD]" if pad_id is not None else "<|endoftext|>"  # CLIP pads with its end token
+    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_padding(length=max_length, pad_id=tokenizer.token_to_id(pad_token) or 0, pad_token=pad_token)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and attention mask of texts, [N, L] int64 each; `set_length` must have been called."""
+    encodings = tokenizer.encode_batch(list(texts))
+    input_ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+    attention_mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
+    return input_ids, attention_mask
