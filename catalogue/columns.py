@@ -1,0 +1,152 @@
+"""Which column of a feed holds what: the own schema, and presets for two public data sets.
+
+A mapping is plain data; `feed.py` reads by it. Two conventions of public feeds need more than a column name and are
+named here as fields: a class that is known by its last label alone (`file_by_leaf`, fashion) and class names that lie
+in a second table beside the feed (`lookup`, grocery).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from catalogue.product import ENTITY_GROUPS
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A small Parquet table beside the feed whose columns are joined to every row.
+
+    Attributes:
+        file: name of the table, in the folder of the feed.
+        key: column, of the feed and of the table, that joins them.
+        columns: columns of the table that a row gains.
+    """
+
+    file: str
+    key: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """Where a feed keeps the fields of a product.
+
+    Attributes:
+        id: column of the product's id (text or whole numbers).
+        image: column of the images, None if the feed has none. A cell is an encoded image, a list of them, a struct
+            with the fields `bytes` and `path`, or text: paths relative to the feed's folder, separated by "|".
+        title: column of the title, None if the feed has none.
+        category: one column a level from the top down, or a single column with a path "A > B > C" (or a list of
+            labels); () if the feed has none.
+        entities: column by entity group of `ENTITY_GROUPS`.
+        split: column of the split; None, or an empty cell, means `split_of(id)`.
+        optional: columns that the file may lack without that being an error.
+        file_by_leaf: the last label alone is the class; the rows that give it another path than the one it has most
+            often in the feed (the alphabetically first of equals) are filed under that one.
+        brand_from_title: the entity "brand" is read off the title, see `catalogue/brands.py`.
+        lookup: a table to join first.
+
+    Raises:
+        ValueError: an entity group is unknown.
+    """
+
+    id: str = "id"
+    image: str | None = "images"
+    title: str | None = "title"
+    category: tuple[str, ...] = ("category",)
+    entities: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    optional: frozenset[str] = frozenset()
+    file_by_leaf: bool = False
+    brand_from_title: bool = False
+    lookup: Lookup | None = None
+
+    def __post_init__(self) -> None:
+        for group in self.entities:
+            if group not in ENTITY_GROUPS:
+                raise ValueError(f"unknown entity group {group!r}; known: {', '.join(ENTITY_GROUPS)}")
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Every mapped column but the images, each once."""
+        named = [self.id, self.title, *self.category, *self.entities.values(), self.split]
+        return tuple(dict.fromkeys(column for column in named if column is not None))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every mapped column, each once."""
+        image = () if self.image is None else (self.image,)
+        return tuple(dict.fromkeys((*self.text_columns, *image)))
+
+    def overridden(self, overrides: Mapping[str, str | Sequence[str] | None]) -> ColumnMapping:
+        """This mapping with some columns named otherwise.
+
+        Args:
+            overrides: column by field (id, image, title, category, split) or entity group. None leaves the field as
+                it is; "" says that the feed has no such column; category takes one column or one a level. Columns
+                named here must exist in the feed.
+
+        Raises:
+            ValueError: a key is neither a field nor an entity group, or id is "".
+        """
+        mapping = self
+        for name, given in overrides.items():
+            if given is None:
+                continue
+            columns = tuple(column for column in ([given] if isinstance(given, str) else given) if column)
+            if name == "category":
+                mapping = replace(mapping, category=columns, file_by_leaf=False)
+            elif name in ENTITY_GROUPS:
+                entities = {group: column for group, column in mapping.entities.items() if group != name}
+                entities.update((name, column) for column in columns)
+                from_title = mapping.brand_from_title and name != "brand"
+                mapping = replace(mapping, entities=entities, brand_from_title=from_title)
+            elif name in ("id", "image", "title", "split"):
+                if len(columns) > 1 or (name == "id" and not columns):
+                    raise ValueError(f"{name} takes one column, not {given!r}")
+                column = columns[0] if columns else None
+                mapping = replace(mapping, **{name: column})  # type: ignore[arg-type]
+            else:
+                known = ", ".join(("id", "image", "title", "category", "split", *ENTITY_GROUPS))
+                raise ValueError(f"no column mapping is called {name!r}; known: {known}")
+            mapping = replace(mapping, optional=mapping.optional - set(columns))
+        return mapping
+
+
+OWN_SCHEMA = ColumnMapping(
+    id="id",
+    image="images",
+    title="title",
+    category=("category",),
+    entities={group: group for group in ENTITY_GROUPS},
+    split="split",
+    optional=frozenset(ENTITY_GROUPS) | {"split"},
+)
+
+FASHION = ColumnMapping(
+    id="id",
+    image="image",
+    title="title",
+    category=("master_category", "sub_category", "article_type"),
+    entities={group: group for group in ("base_colour", "season", "usage", "sub_category")},
+    file_by_leaf=True,
+    brand_from_title=True,
+)
+
+GROCERY = ColumnMapping(
+    id="path",
+    image="image",
+    title=None,
+    category=("coarse_name", "name"),
+    split="split",
+    lookup=Lookup(file="grocery-classes.parquet", key="fine", columns=("coarse_name", "name")),
+)
+
+PRESETS: Mapping[str, ColumnMapping] = {"shelfwise": OWN_SCHEMA, "fashion": FASHION, "grocery": GROCERY}
+"""Mappings by name: the own schema (what `write_feed` writes), Fashion Product Images, the Grocery Store Dataset.
+
+fashion: the article type is the class (142 of them), filed under its most frequent master and sub category; the brand
+is the start of the title; `split_of(id)`.
+grocery: coarse name > fine name, joined from the table of classes beside the feed; its own split; no titles.
+"""
