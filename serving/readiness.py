@@ -1,0 +1,177 @@
+"""Readiness that a deployer can trust: one true inference through every ensemble of a repository.
+
+Triton's own readiness says that models were loaded; it stays green when the process behind a Python model was killed or
+hangs. Here an exported ensemble brings real requests along (`<repository>/<ensemble>/readiness.json`), they are sent as
+any caller would send them, and the answers must be complete and finite. All ensembles are asked at once under one
+deadline, so that a hung model costs the probe its deadline and never more.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+READINESS_FILE = "readiness.json"
+# Inputs that carry encoded image files; readiness.json holds them in base64, all other BYTES as text.
+IMAGE_INPUTS = frozenset({"image", "images"})
+
+
+class NotReady(RuntimeError):
+    """The server does not answer, or an ensemble does not answer correctly; `reasons` says which and why."""
+
+    def __init__(self, url: str, reasons: Mapping[str, str]) -> None:
+        self.url = url
+        self.reasons = dict(reasons)
+        super().__init__(f"{url} is not ready: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
+    """Send every ensemble of `repository` its own readiness requests.
+
+    `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds.
+    Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did not:
+    unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests.
+    """
+    deadline = time.monotonic() + timeout
+    ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
+    reasons: dict[str, str] = {}
+    requests: list[tuple[str, list[InferInput]]] = []
+    for name, config in ensembles.items():
+        try:
+            requests += [(name, request) for request in readiness_requests(repository, config)]
+        except ValueError as error:
+            reasons[name] = str(error)
+    client = InferenceServerClient(url)
+    try:
+        # Whether the server answers at all: with no reply to this, one sentence is better than one for each ensemble.
+        try:
+            if not client.is_server_ready(client_timeout=timeout):
+                reasons["server"] = "Triton reports that not all models are available"
+        except InferenceServerException as error:
+            raise NotReady(url, {"server": _reason(error, timeout)}) from None
+        answers: queue.SimpleQueue[tuple[str, InferResult | None, InferenceServerException | None]] = (
+            queue.SimpleQueue()
+        )
+        for name, inputs in requests:
+            client.async_infer(
+                name,
+                inputs,
+                callback=lambda result, error, name=name: answers.put((name, result, error)),
+                client_timeout=max(0.001, deadline - time.monotonic()),
+            )
+        unanswered = [name for name, _ in requests]
+        while unanswered:
+            try:
+                # gRPC reports the deadline itself; the extra second is for a client that does not even do that.
+                name, result, error = answers.get(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
+            except queue.Empty:
+                reasons.update((name, f"no answer within {timeout:g} s") for name in unanswered)
+                break
+            unanswered.remove(name)
+            reason = _reason(error, timeout) if error is not None else _wrong_answer(ensembles[name], result)
+            if reason:
+                reasons.setdefault(name, reason)
+    finally:
+        client.close()
+    if reasons:
+        raise NotReady(url, reasons)
+    return list(ensembles)
+
+
+def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[InferInput]]:
+    """The requests in an ensemble's readiness.json: a JSON list of objects {input: value}, one row each.
+
+    A value is what the input holds for one row: a string, a number, or a list of them. Strings of the inputs "image" and
+    "images" are base64. Raises ValueError saying what is wrong with the file.
+    """
+    path = repository / config.name / READINESS_FILE
+    try:
+        rows = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; export the bundle again to have it written") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} must hold a list of at least one request")
+    for row in rows:
+        missing = {tensor.name for tensor in config.input} - set(row)
+        if missing:
+            raise ValueError(f"{path} lacks a value for {', '.join(sorted(missing))}")
+        yield [
+            _infer_input(tensor, row[tensor.name], path, batched=config.max_batch_size > 0) for tensor in config.input
+        ]
+
+
+def model_configs(repository: Path) -> list[ModelConfig]:
+    """The configurations (config.pbtxt) of a repository's models, sorted by name. Raises ValueError for a broken one."""
+    configs = []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        try:
+            config = text_format.Parse(path.read_text(), ModelConfig())
+        except text_format.ParseError as error:
+            raise ValueError(f"{path}: {error}") from None
+        config.name = config.name or path.parent.name
+        configs.append(config)
+    return configs
+
+
+def is_ensemble(config: ModelConfig) -> bool:
+    return config.platform == "ensemble" or config.HasField("ensemble_scheduling")
+
+
+def _infer_input(tensor: Any, value: Any, path: Path, *, batched: bool) -> InferInput:
+    data_type = "BYTES" if tensor.data_type == 13 else type_name(tensor)
+    elements = value if isinstance(value, list) else [value]
+    if data_type == "BYTES":
+        try:
+            decoded = [_bytes(element, tensor.name) for element in elements]
+        except (binascii.Error, AttributeError) as error:
+            raise ValueError(f"{path}: {tensor.name}: {error}") from None
+        array = np.array(decoded, dtype=np.object_)
+    else:
+        array = np.asarray(elements, dtype=triton_to_np_dtype(data_type))
+    if batched:
+        array = array[None]
+    infer_input = InferInput(tensor.name, array.shape, data_type)
+    infer_input.set_data_from_numpy(array)
+    return infer_input
+
+
+def _bytes(element: str, input_name: str) -> bytes:
+    return base64.b64decode(element, validate=True) if input_name in IMAGE_INPUTS else element.encode()
+
+
+def type_name(tensor: Any) -> str:
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    return DataType.Name(tensor.data_type).removeprefix("TYPE_")
+
+
+def _wrong_answer(config: ModelConfig, result: InferResult) -> str:
+    """What is wrong with an answer, "" when nothing is: all outputs there, none of them empty, numbers finite."""
+    for tensor in config.output:
+        array = result.as_numpy(tensor.name)
+        if array is None or array.size == 0:
+            return f"output {tensor.name} is missing or empty"
+        if array.dtype.kind == "f" and not math.isfinite(float(array.sum(dtype=np.float64))):
+            return f"output {tensor.name} is not finite"
+    return ""
+
+
+def _reason(error: InferenceServerException, timeout: float) -> str:
+    if "DEADLINE_EXCEEDED" in str(error.status()) or "Deadline Exceeded" in str(error.message()):
+        return f"no answer within {timeout:g} s"
+    return error.message() or str(error)
