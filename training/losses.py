@@ -15,7 +15,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from kernels.label_kl import focal_label_kl
+from training.labels import NeighbourTable
 
 Reduction = Literal["mean", "sum", "none"]
 ClassWeighting = Literal["none", "inverse_sqrt", "effective_number"]
@@ -66,6 +69,103 @@ def focal_modulation(log_p: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return torch.ones_like(log_p)
     return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma
+
+
+class LabelLoss(nn.Module):
+    """Focal loss + λ·KL(p_c ‖ softmax(logits)), p_c the target distribution of the true class: the loss of
+    `categorize`.
+
+    Args:
+        targets: a target distribution of `training/labels.py`.
+        gamma: focusing exponent γ ≥ 0.
+        kl_weight: λ ≥ 0; 0 is focal loss alone, the baseline.
+        class_weight: [C], finite and ≥ 0; multiplies the focal term of each row of that class.
+
+    Raises:
+        ValueError: on a γ, λ or class weight that is negative or not finite; the message names the value.
+    """
+
+    neighbour_ids: Tensor
+    neighbour_weights: Tensor
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        targets: NeighbourTable,
+        *,
+        gamma: float = 2.0,
+        kl_weight: float = 1.0,
+        class_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_gamma(gamma)
+        if not (math.isfinite(kl_weight) and kl_weight >= 0):
+            raise ValueError(f"kl_weight (λ) must be finite and ≥ 0; got {kl_weight}")
+        if class_weight is not None:
+            check_class_weight(class_weight, targets.classes)
+            wrong = (~(torch.isfinite(class_weight) & (class_weight >= 0))).nonzero()
+            if wrong.numel():
+                c = int(wrong[0])
+                raise ValueError(f"the weight of class {c} must be finite and ≥ 0; got {float(class_weight[c])}")
+            class_weight = class_weight.float()
+        self.gamma = gamma
+        self.kl_weight = kl_weight
+        self.background = targets.background
+        # Not persistent: the bundle carries the table, and a checkpoint must not bring back another epoch's targets.
+        self.register_buffer("neighbour_ids", targets.ids, persistent=False)
+        self.register_buffer("neighbour_weights", targets.weights, persistent=False)
+        self.register_buffer("class_weight", class_weight, persistent=False)
+
+    def set_targets(self, targets: NeighbourTable) -> None:
+        """Change the target distributions, as the curriculum does between epochs.
+
+        Raises:
+            ValueError: when the number of classes differs.
+        """
+        if targets.classes != self.neighbour_ids.shape[0]:
+            raise ValueError(f"the loss has {self.neighbour_ids.shape[0]} classes, the new targets {targets.classes}")
+        self.background = targets.background
+        self.neighbour_ids = targets.ids.to(self.neighbour_ids.device)
+        self.neighbour_weights = targets.weights.to(self.neighbour_weights.device)
+
+    def forward(self, logits: Tensor, labels: Tensor, reduction: Reduction = "mean") -> Tensor:
+        """The loss of logits [B, C] and labels [B] int64, of which `IGNORE_INDEX` counts nothing.
+
+        Returns:
+            A scalar, or [B] for "none"; "mean" is over the rows that count.
+
+        Raises:
+            ValueError: on wrong shapes or a label out of range; the message names the value.
+        """
+        valid = check_labels(logits, labels, IGNORE_INDEX)
+        if self.background == 0 or self.kl_weight == 0:
+            return focal_label_kl(
+                logits,
+                labels,
+                self.neighbour_ids,
+                self.neighbour_weights,
+                gamma=self.gamma,
+                kl_weight=self.kl_weight,
+                class_weight=self.class_weight,
+                ignore_index=IGNORE_INDEX,
+                reduction=reduction,
+            )
+        focal = focal_loss(logits, labels, self.gamma, self.class_weight, reduction="none")
+        divergence = self._divergence_with_background(logits, labels.clamp(min=0))
+        return reduce_rows(focal + self.kl_weight * divergence, valid, reduction)
+
+    def _divergence_with_background(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """KL [B] to a target whose row lists some classes and gives every other one the same probability β.
+
+        Σ_j p_j·log q_j = Σ_listed (p_j − β)·log q_j + β·Σ_all log q_j, so that no [B, C] target is needed.
+        """
+        log_q = F.log_softmax(at_least_float32(logits), dim=-1)
+        listed = self.neighbour_weights[labels].to(log_q)
+        beta = torch.tensor(self.background, dtype=log_q.dtype, device=log_q.device)
+        unlisted = logits.shape[1] - listed.shape[1]
+        negative_entropy = torch.xlogy(listed, listed).sum(dim=1) + unlisted * torch.xlogy(beta, beta)
+        gathered = log_q.gather(1, self.neighbour_ids[labels].long())
+        return negative_entropy - ((listed - beta) * gathered).sum(dim=1) - beta * log_q.sum(dim=1)
 
 
 def code_loss(

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,13 +46,41 @@ class CategoryReport:
     calibration_error: float
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class TaxonomyTable:
+    """The tree above some classes as numbers, for distances on the device of the predictions.
+
+    Attributes:
+        ancestors: [C, levels] int64; column 0 the root, column l the node above class c at level l, the last one used
+            the class itself; −1 beyond. Nodes are the same when name and all parents are.
+        heights: [C, levels] int64, edges on the longest way down from that node to a class.
+    """
+
+    ancestors: Tensor
+    heights: Tensor
+
+    def distance(self, classes_a: Tensor, classes_b: Tensor) -> Tensor:
+        """Height of the lowest common ancestor of each pair of classes [B]; [B] int64, 0 for the same class.
+
+        The same number as `catalogue.taxonomy.Taxonomy.height_of_lca`.
+        """
+        nodes = self.ancestors[classes_a]
+        levels_shared = ((nodes == self.ancestors[classes_b]) & (nodes >= 0)).sum(dim=1, keepdim=True)
+        height = self.heights[classes_a].gather(1, levels_shared - 1).squeeze(1)
+        return torch.where(classes_a == classes_b, 0, height)
+
+    def to(self, device: torch.device | str) -> TaxonomyTable:
+        """The same table on another device."""
+        return TaxonomyTable(self.ancestors.to(device), self.heights.to(device))
+
+
 class CategoryMetrics:
     """Running sums over batches of predictions; exact, whatever the batches.
 
     Args:
         neighbour_ids: [C, K] int, the K nearest labels of every label, the label itself not among them
             (`NeighbourTable.ids[:, 1:]`).
-        ancestors: [C, depth] int from `ancestor_ids`, or None to leave the taxonomy distance out.
+        taxonomy: from `taxonomy_table` of the classes' paths, or None to leave the taxonomy distance out.
         device: where predictions and labels live.
 
     Attributes:
@@ -69,7 +95,7 @@ class CategoryMetrics:
     def __init__(
         self,
         neighbour_ids: Tensor,
-        ancestors: npt.NDArray[np.integer] | None = None,
+        taxonomy: TaxonomyTable | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if neighbour_ids.ndim != 2:
@@ -86,9 +112,9 @@ class CategoryMetrics:
             raise ValueError(
                 f"label {int(itself[0])} is listed among its own neighbours; leave slot 0 of the table out"
             )
-        if ancestors is not None and (ancestors.ndim != 2 or ancestors.shape[0] != self.classes):
-            raise ValueError(f"ancestors must be [{self.classes}, depth]; got {ancestors.shape}")
-        self.ancestors = None if ancestors is None else torch.from_numpy(ancestors.astype(np.int64)).to(device)
+        if taxonomy is not None and taxonomy.ancestors.shape[0] != self.classes:
+            raise ValueError(f"the taxonomy has {taxonomy.ancestors.shape[0]} classes, the neighbours {self.classes}")
+        self.taxonomy = None if taxonomy is None else taxonomy.to(device)
         self.counts = torch.zeros(STATE_SIZE, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -152,10 +178,8 @@ class CategoryMetrics:
         counts[NEAR_COUNTED] += (is_near | is_label).sum()
         counts[ALL_NEAR] += is_near.all(dim=1).sum()
         counts[ALL_NEAR_COUNTED] += (is_near | is_label).all(dim=1).sum()
-        if self.ancestors is not None:
-            counts[MISTAKE_HEIGHT] += common_ancestor_height(
-                self.ancestors[top_ids[:, 0]], self.ancestors[labels]
-            ).sum()
+        if self.taxonomy is not None:
+            counts[MISTAKE_HEIGHT] += self.taxonomy.distance(top_ids[:, 0], labels).sum()
 
         confidence = probability.to(torch.float64)
         bins = (torch.ceil(confidence * CALIBRATION_BINS).to(torch.int64) - 1).clamp(0, CALIBRATION_BINS - 1)
@@ -192,36 +216,33 @@ class CategoryMetrics:
             near_or_label_in_top_5=int(counts[NEAR_COUNTED]) / rows,
             all_top_5_near=int(counts[ALL_NEAR]) / rows,
             all_top_5_near_or_label=int(counts[ALL_NEAR_COUNTED]) / rows,
-            mistake_height=int(counts[MISTAKE_HEIGHT]) / mistakes if self.ancestors is not None and mistakes else None,
+            mistake_height=int(counts[MISTAKE_HEIGHT]) / mistakes if self.taxonomy is not None and mistakes else None,
             calibration_error=float(gaps.sum()) / rows,
         )
 
 
-def ancestor_ids(paths: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int32]:
-    """Taxonomy paths as numbers: [C, depth] int32, column l the number of the path's first l + 1 names, −1 beyond its
-    end.
+def taxonomy_table(paths: Sequence[tuple[str, ...]]) -> TaxonomyTable:
+    """The table of some classes, in the order of their paths.
 
-    Two classes have the same number in a column exactly when they share the ancestor at that level, name and parents
-    both.
+    Raises:
+        ValueError: when there is no path or one is empty; the message names the class.
     """
-    depth = max((len(path) for path in paths), default=0)
-    ancestors = np.full((len(paths), depth), -1, dtype=np.int32)
-    numbers: dict[tuple[str, ...], int] = {}
-    for row, path in enumerate(paths):
-        for level in range(len(path)):
-            ancestors[row, level] = numbers.setdefault(path[: level + 1], len(numbers))
-    return ancestors
-
-
-def common_ancestor_height(ancestors_a: Tensor, ancestors_b: Tensor) -> Tensor:
-    """Height [B] of the lowest common ancestor above the deeper of two classes: its levels less the levels both share.
-
-    Args:
-        ancestors_a: [B, depth] rows of `ancestor_ids`.
-        ancestors_b: [B, depth] rows of `ancestor_ids`.
-
-    0 for the same class, 1 for siblings, and the deeper class's number of levels when the paths share nothing.
-    """
-    present_a, present_b = ancestors_a >= 0, ancestors_b >= 0
-    shared = ((ancestors_a == ancestors_b) & present_a).sum(dim=1)
-    return torch.maximum(present_a.sum(dim=1), present_b.sum(dim=1)) - shared
+    if not paths:
+        raise ValueError("a taxonomy needs at least one path")
+    nodes: dict[tuple[str, ...], int] = {}
+    height: dict[tuple[str, ...], int] = {}
+    for c, path in enumerate(paths):
+        if not path:
+            raise ValueError(f"the path of class {c} is empty")
+        for level in range(len(path) + 1):
+            node = path[:level]
+            nodes.setdefault(node, len(nodes))
+            height[node] = max(height.get(node, 0), len(path) - level)
+    shape = (len(paths), max(map(len, paths)) + 1)
+    ancestors = torch.full(shape, -1, dtype=torch.int64)
+    heights = torch.zeros(shape, dtype=torch.int64)
+    for c, path in enumerate(paths):
+        for level in range(len(path) + 1):
+            ancestors[c, level] = nodes[path[:level]]
+            heights[c, level] = height[path[:level]]
+    return TaxonomyTable(ancestors, heights)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.metrics import CategoryMetrics, ancestor_ids, common_ancestor_height
+from catalogue.taxonomy import Taxonomy
+from training.metrics import CategoryMetrics, taxonomy_table
 
 PATHS = [
     ("Apparel", "Topwear", "Tshirts"),
@@ -32,13 +32,6 @@ def neighbours_for(classes: int, width: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, dtype=np.int32))
 
 
-def height(a: Sequence[str], b: Sequence[str]) -> int:
-    shared = 0
-    while shared < min(len(a), len(b)) and a[shared] == b[shared]:
-        shared += 1
-    return max(len(a), len(b)) - shared
-
-
 def brute_force(logits: np.ndarray, labels: np.ndarray, neighbours: np.ndarray) -> dict[str, float | None]:
     logits = logits.astype(np.float64)
     sums = dict.fromkeys(
@@ -56,7 +49,7 @@ def brute_force(logits: np.ndarray, labels: np.ndarray, neighbours: np.ndarray) 
         sums["all_top_5_near"] += all(j in near for j in top)
         sums["all_top_5_near_or_label"] += all(j in near or j == label for j in top)
         if top[0] != label:
-            heights.append(height(PATHS[top[0]], PATHS[label]))
+            heights.append(Taxonomy(PATHS).height_of_lca(PATHS[top[0]], PATHS[label]))
         probability = float(np.exp(row[top[0]] - row.max()) / np.exp(row - row.max()).sum())
         for b in range(15):
             if b / 15 < probability <= (b + 1) / 15 or (b == 14 and probability > 1):
@@ -79,7 +72,7 @@ def test_report_equals_a_brute_force_count(rows: int, width: int, scale: float, 
     labels = generator.integers(0, CLASSES, size=rows)
     neighbours = neighbours_for(CLASSES, width, seed)
 
-    metrics = CategoryMetrics(neighbours, ancestor_ids(PATHS))
+    metrics = CategoryMetrics(neighbours, taxonomy_table(PATHS))
     metrics.update(torch.from_numpy(logits), torch.from_numpy(labels))
 
     report = metrics.report()
@@ -96,11 +89,11 @@ def test_any_split_into_batches_and_processes_gives_the_same_bits(cuts: list[int
     logits = torch.randn(64, CLASSES, generator=generator) * 3
     labels = torch.randint(0, CLASSES, (64,), generator=generator)
     neighbours = neighbours_for(CLASSES, 3, seed)
-    at_once = CategoryMetrics(neighbours, ancestor_ids(PATHS))
+    at_once = CategoryMetrics(neighbours, taxonomy_table(PATHS))
     at_once.update(logits, labels)
 
     bounds = [0, *sorted(cuts), 64]
-    processes = [CategoryMetrics(neighbours, ancestor_ids(PATHS)) for _ in range(2)]
+    processes = [CategoryMetrics(neighbours, taxonomy_table(PATHS)) for _ in range(2)]
     for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
         processes[part % 2].update(logits[start:stop], labels[start:stop])
     processes[1].merge(processes[0])
@@ -112,7 +105,9 @@ def test_any_split_into_batches_and_processes_gives_the_same_bits(cuts: list[int
 def test_ranked_answers_of_a_server_count_like_logits() -> None:
     logits = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(200) % CLASSES
-    from_logits, from_answers = (CategoryMetrics(neighbours_for(CLASSES, 4, 0), ancestor_ids(PATHS)) for _ in range(2))
+    from_logits, from_answers = (
+        CategoryMetrics(neighbours_for(CLASSES, 4, 0), taxonomy_table(PATHS)) for _ in range(2)
+    )
     from_logits.update(logits, labels)
     probability = logits.softmax(dim=1)
     ranked = probability.topk(7, dim=1)
@@ -148,17 +143,20 @@ def test_half_precision_logits_are_scored_in_float32() -> None:
     assert torch.equal(half.counts, full.counts)
 
 
-def test_an_ancestor_is_shared_only_with_all_its_parents() -> None:
-    ancestors = torch.from_numpy(ancestor_ids(PATHS))
+def test_a_name_under_two_parents_is_two_nodes() -> None:
     flats, laces = PATHS.index(("Footwear", "Shoes", "Flats")), PATHS.index(("Accessories", "Shoes", "Laces"))
-    assert int(common_ancestor_height(ancestors[[flats]], ancestors[[laces]])) == 3
+    assert taxonomy_table(PATHS).distance(torch.tensor([flats]), torch.tensor([laces])).tolist() == [3]
 
 
-def test_height_agrees_with_a_walk_up_the_paths() -> None:
-    ancestors = torch.from_numpy(ancestor_ids(PATHS))
-    for a in range(CLASSES):
-        found = common_ancestor_height(ancestors[[a]].expand(CLASSES, -1), ancestors)
-        assert found.tolist() == [height(PATHS[a], path) for path in PATHS]
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.lists(st.sampled_from("ABC"), min_size=1, max_size=4).map(tuple), min_size=1, max_size=25))
+def test_distance_is_that_of_the_catalogue(paths: set[tuple[str, ...]]) -> None:
+    taxonomy = Taxonomy(paths)
+    table = taxonomy_table(taxonomy.paths)
+    every = torch.arange(len(taxonomy))
+    for c, path in enumerate(taxonomy.paths):
+        expected = [taxonomy.height_of_lca(path, other) for other in taxonomy.paths]
+        assert table.distance(every.new_full((len(taxonomy),), c), every).tolist() == expected
 
 
 @pytest.mark.parametrize(
