@@ -57,7 +57,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def fit_max_length(tokenizer: Tokenizer, texts: Sequence[str], *, quantile: float = 0.995, limit: int = 64) -> int:
-    """The shortest multiple of 8 that holds `quantile` of the texts whole, at most `limit`: padding is paid per request."""
+    """The shortest multiple of 8 that holds `quantile` of the texts whole, at most `limit`: padding costs."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
@@ -66,7 +66,7 @@ def fit_max_length(tokenizer: Tokenizer, texts: Sequence[str], *, quantile: floa
 
 
 def set_length(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
-    """Makes every encoding exactly `max_length` tokens: longer texts are cut, shorter ones padded with a masked token."""
+    """Makes every encoding exactly `max_length` tokens: longer texts are cut, shorter ones padded and masked."""
     pad_id = tokenizer.token_to_id("[PAD]")
     pad_token = "[PAD]" if pad_id is not None else "<|endoftext|>"  # CLIP pads with its end token
     tokenizer.enable_truncation(max_length)

@@ -1,0 +1,259 @@
+"""The recipe of the categorizer: feed in, bundle out.
+
+    read the feed -> tokenizer -> decoded examples
+      -> contrastive   both encoders on (image, title) pairs
+      -> head          on embeddings of the frozen encoders: the published recipe
+      -> finetune      encoders and head together, from there
+      -> bundle        with whichever of the two is better on the validation split
+
+Both are measured on the test split and stand side by side in the bundle's config.json.  Every stage keeps its own
+checkpoint, so a killed run goes on in the stage where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from tokenizers import Tokenizer
+
+from catalogue.feed import Feed, FeedError
+from catalogue.product import Product
+from catalogue.taxonomy import Taxonomy
+from models.categorizer import Categorizer
+from models.category_head import CategoryHead, CategoryHeadConfig
+from models.dual_encoder import DualEncoder
+from models.encoders import (
+    ImageEncoder,
+    TextEncoder,
+    image_encoder_from_checkpoint,
+    small_image_encoder,
+    small_text_encoder,
+    text_encoder_from_checkpoint,
+)
+from models.tokenizer import encode, fit_max_length, load_tokenizer, set_length, train_tokenizer
+
+from .bundle import CategorizerBundle, CategorizerConfig
+from .category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, HeadTask, ModalityDropout
+from .contrastive import ContrastiveTask
+from .embeddings import embed_examples, embed_names
+from .examples import Examples, FeedText, prepare_examples, read_text
+from .labels import NEIGHBOURS, LabelScheme, NeighbourTable, neighbour_semantic, neighbours_of_names
+from .metrics import CategoryMetrics, taxonomy_table
+from .sentence_encoder import SentenceEncoder
+from .train import TrainConfig, fit
+
+SAMPLES = 64
+SERVED_TOP_K = 20
+
+
+class CategorizeSettings(BaseModel):
+    """Settings of the whole recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_height: PositiveInt = Field(80, description="pixels images are brought to; a checkpoint brings its own")
+    image_width: PositiveInt = 64
+    embed_dim: PositiveInt = Field(256, description="width of the embeddings; a CLIP checkpoint brings its own")
+    vocab_size: PositiveInt = Field(8000, description="tokens of the tokenizer trained on the feed's titles")
+    image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image encoder from")
+    text_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the text encoder from")
+    label_encoder: Path | None = Field(
+        None, description="sentence encoder folder that finds label neighbours; else the trained text encoder does"
+    )
+    labels: LabelScheme = Field(LabelScheme(), description="target distribution of the KL term")
+    kl_weight: NonNegativeFloat = Field(0.0, description="λ of the KL term; 0 is focal loss alone, the baseline")
+    gamma: NonNegativeFloat = Field(2.0, description="focusing exponent of the focal loss")
+    dropout: ModalityDropout = ModalityDropout()
+    contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
+    head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
+    finetune: TrainConfig = TrainConfig(epochs=7, batch_size=64, learning_rate=1e-3)
+    seed: NonNegativeInt = 0
+
+    def with_seed(self) -> CategorizeSettings:
+        """These settings with the one seed handed down to every stage."""
+        stages = {name: getattr(self, name).model_copy(update={"seed": self.seed}) for name in STAGES}
+        return self.model_copy(update=stages)
+
+
+STAGES = ("contrastive", "head", "finetune")
+
+
+@dataclass(frozen=True)
+class FeedMaterial:
+    """What every stage works with: the prepared feed and what its text became."""
+
+    text: FeedText
+    taxonomy: Taxonomy
+    tokenizer: Tokenizer
+    examples: Examples
+    samples: list[Product]
+
+
+def train_categorizer(
+    feed: Feed, settings: CategorizeSettings, folder: Path, accelerator: Accelerator
+) -> CategorizerBundle:
+    """Trains a categorizer on a feed.
+
+    Args:
+        feed: products; those of split "train" are learnt from, "val" chooses the recipe, "test" is only measured.
+        settings: see `CategorizeSettings`.
+        folder: of the run: prepared examples, checkpoints, TensorBoard files. Given again, the run is resumed.
+        accelerator: from `training.train.make_accelerator`.
+
+    Returns:
+        The bundle, not yet written.
+
+    Raises:
+        catalogue.feed.FeedError: the feed is broken, or has no categories or no training products.
+    """
+    settings = settings.with_seed()
+    torch.manual_seed(settings.seed)
+    encoders, material = _encoders_and_material(feed, settings, folder, accelerator)
+    examples = material.examples
+    train_rows, val_rows, test_rows = (examples.rows(split) for split in ("train", "val", "test"))
+    if not len(train_rows):
+        raise FeedError(f"{feed.path} has no product with a category in the training split")
+
+    fit(ContrastiveTask(encoders, examples), settings.contrastive, folder, accelerator)
+    image_encoder, text_encoder = encoders.image_encoder, encoders.text_encoder
+
+    table = _name_neighbours(material, text_encoder, settings.label_encoder)
+    tree = taxonomy_table(material.taxonomy.paths)
+    evaluator = CategoryEvaluator(lambda: CategoryMetrics(table.ids[:, 1:], tree))
+    objective = CategoryObjective(table, settings.labels, gamma=settings.gamma, kl_weight=settings.kl_weight)
+
+    head_config = CategoryHeadConfig(
+        embed_dim=image_encoder.config.projection_dim, num_classes=len(material.taxonomy.paths)
+    )
+    head = CategoryHead(head_config)
+    validation = embed_examples(image_encoder, text_encoder, examples, val_rows)
+    training = embed_examples(image_encoder, text_encoder, examples, train_rows)
+    head_task = HeadTask(head, training, validation, objective, evaluator, settings.dropout)
+    scores = {"frozen": fit(head_task, settings.head, folder, accelerator)}
+    model = Categorizer(image_encoder, text_encoder, head)
+    candidates = {"frozen": model}
+    if settings.finetune.epochs:
+        tuned = copy.deepcopy(model)
+        task = FineTuneTask(tuned, examples, objective, evaluator, settings.dropout)
+        scores["finetuned"] = fit(task, settings.finetune, folder, accelerator)
+        candidates["finetuned"] = tuned
+
+    # The mean of top-1 over the three ways to ask: a model that is good only with both modalities is no good.
+    served = max(
+        candidates, key=lambda name: np.mean([value for key, value in scores[name].items() if key.endswith("top_1")])
+    )
+    metrics: dict[str, Any] = {"served": served}
+    for name, candidate in candidates.items():
+        held_out = embed_examples(candidate.image_encoder, candidate.text_encoder, examples, test_rows)
+        reports = evaluator.reports(candidate.head, held_out)
+        metrics[name] = {modality: asdict(report) for modality, report in reports.items()}
+
+    config = CategorizerConfig(
+        image_encoder=image_encoder.config,
+        text_encoder=text_encoder.config,
+        head=head_config,
+        top_k=min(SERVED_TOP_K, head_config.num_classes),
+        training={
+            "feed": feed.path.name,
+            "products": len(material.text.titles),
+            "examples": {"train": len(train_rows), "val": len(val_rows), "test": len(test_rows)},
+            "settings": settings.model_dump(mode="json"),
+        },
+        metrics=metrics,
+    )
+    return CategorizerBundle(
+        config,
+        candidates[served].cpu(),
+        material.tokenizer,
+        material.taxonomy,
+        soft_labels(table, settings.labels),
+        material.samples,
+    )
+
+
+def soft_labels(table: NeighbourTable, scheme: LabelScheme) -> NeighbourTable:
+    """The soft labels that a served answer is compared with (`neighbour_kl`): the first epoch's targets.
+
+    A scheme that knows no neighbours (one_hot, uniform) says nothing of nearness; α = 0.1 shared by similarity does.
+    """
+    if scheme.representation in ("one_hot", "uniform"):
+        return neighbour_semantic(table, "share")
+    return scheme.targets(table)
+
+
+def _name_neighbours(material: FeedMaterial, text_encoder: TextEncoder, label_encoder: Path | None) -> NeighbourTable:
+    """Label neighbours by the names of the categories, as the text encoder or a given sentence encoder sees them."""
+
+    def own_encoder(names: Sequence[str]) -> np.ndarray:
+        return embed_names(text_encoder, *encode(material.tokenizer, names))
+
+    encoder = SentenceEncoder(label_encoder) if label_encoder is not None else own_encoder
+    paths = material.taxonomy.paths
+    return neighbours_of_names(paths, encoder, k=min(NEIGHBOURS, len(paths) - 1), naming="leaf")
+
+
+def _encoders_and_material(
+    feed: Feed, settings: CategorizeSettings, folder: Path, accelerator: Accelerator
+) -> tuple[DualEncoder, FeedMaterial]:
+    text = read_text(feed)
+    categories = {path for path in text.categories if path}
+    if len(categories) < 2:
+        raise FeedError(f"{feed.path} names {len(categories)} categories; a categorizer needs at least 2")
+    taxonomy = Taxonomy.from_paths(categories)
+
+    if settings.text_checkpoint is not None:
+        tokenizer = load_tokenizer(settings.text_checkpoint)
+    else:
+        tokenizer = train_tokenizer(text.training_titles(), settings.vocab_size)
+    max_length = fit_max_length(tokenizer, text.training_titles())
+    set_length(tokenizer, max_length)
+
+    image_encoder: ImageEncoder
+    if settings.image_checkpoint is not None:
+        image_encoder = image_encoder_from_checkpoint(settings.image_checkpoint, settings.embed_dim)
+    else:
+        image_encoder = small_image_encoder(settings.image_height, settings.image_width, settings.embed_dim)
+    width = image_encoder.config.projection_dim
+    if settings.text_checkpoint is not None:
+        text_encoder = text_encoder_from_checkpoint(settings.text_checkpoint, width, max_length)
+    else:
+        text_encoder = small_text_encoder(tokenizer.get_vocab_size(), max_length, width)
+    if text_encoder.config.projection_dim != width:
+        raise ValueError(
+            f"the image checkpoint embeds to {width} numbers, the text checkpoint to "
+            f"{text_encoder.config.projection_dim}; take both from one model, or set embed_dim to match"
+        )
+
+    with accelerator.main_process_first():
+        examples = prepare_examples(
+            feed,
+            text,
+            taxonomy,
+            tokenizer,
+            image_encoder.config.height,
+            image_encoder.config.width,
+            folder / "examples",
+        )
+    material = FeedMaterial(text, taxonomy, tokenizer, examples, _samples(feed))
+    return DualEncoder(image_encoder, text_encoder), material
+
+
+def _samples(feed: Feed) -> list[Product]:
+    """The first held-out products that have an image and a title; the bundle carries them for parity and readiness."""
+    samples: list[Product] = []
+    for product in feed:
+        if product.split != "train" and product.images and product.title:
+            samples.append(product)
+            if len(samples) == SAMPLES:
+                break
+    if not samples:
+        raise FeedError(f"{feed.path} has no held-out product with both an image and a title")
+    return samples
