@@ -9,8 +9,6 @@ Writing is atomic: aside, fsync, rename, so that a killed write leaves the old f
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalogue.atomic import atomic_file
 from catalogue.brands import BrandVocabulary
 from catalogue.columns import OWN_SCHEMA, PRESETS, ColumnMapping
 from catalogue.images import MAX_BYTES
@@ -359,7 +358,7 @@ def write_feed(path: Path | str, products: Iterable[Product]) -> FeedSummary:
     """Writes products as Parquet in the own schema, in row groups small enough to stream.
 
     The file appears under its name only when it is complete and on disk; a write that fails or is killed leaves the
-    old file (a killed one also leaves `.NAME.*.partial` beside it).
+    old file (a killed one also leaves `.NAME.PID.tmp` beside it).
 
     Raises:
         FeedError: the name does not end in .parquet, or an id repeats.
@@ -368,23 +367,12 @@ def write_feed(path: Path | str, products: Iterable[Product]) -> FeedSummary:
     if path.suffix.lower() != ".parquet":
         raise FeedError(f"{path}: feeds are written as .parquet")
     summary = FeedSummary()
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.resolve().parent)
-    try:
-        with open(handle, "wb") as file:
-            # Images are compressed already.
-            compression = {field.name: "zstd" for field in SCHEMA if field.name != "images"}
-            with pq.ParquetWriter(file, SCHEMA, compression={**compression, "images.list.element": "none"}) as writer:
-                for group in _row_groups(path, products):
-                    writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
-                    summary.rows += len(group)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
-        _fsync_folder(path.resolve().parent)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    # Images are compressed already.
+    compression = {field.name: "zstd" for field in SCHEMA if field.name != "images"} | {"images.list.element": "none"}
+    with atomic_file(path) as aside, pq.ParquetWriter(aside, SCHEMA, compression=compression) as writer:
+        for group in _row_groups(path, products):
+            writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
+            summary.rows += len(group)
     summary.products = summary.rows
     return summary
 
@@ -414,17 +402,3 @@ def _row_groups(path: Path, products: Iterable[Product]) -> Iterator[list[dict[s
             group, size = [], 0
     if group:
         yield group
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
