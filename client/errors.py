@@ -32,7 +32,7 @@ class AccessDenied(ShelfwiseError):
 
 
 class ServerUnavailable(ShelfwiseError):
-    """No server, a stopping server or a full queue (UNAVAILABLE), still so after the retries inside the deadline."""
+    """No server, a stopping one, a full queue (UNAVAILABLE): still so after the retries inside the deadline."""
 
 
 class DeadlineExceeded(ShelfwiseError, TimeoutError):
@@ -58,11 +58,18 @@ _BY_STATUS: dict[str, type[ShelfwiseError]] = {
     "CANCELLED": RequestCancelled,
 }
 
-# Triton refuses a restricted protocol with UNAVAILABLE, which would be retried in vain until the deadline.
-_RESTRICTED = "This protocol is restricted"
+# Two answers of Triton mean something else than their status says. A restricted protocol is refused with UNAVAILABLE,
+# which would be retried in vain until the deadline; a model between two loads, or already unloaded by a server that is
+# stopping, is NOT_FOUND, although the next attempt finds it.
+_BY_TEXT: dict[str, type[ShelfwiseError]] = {
+    "This protocol is restricted": AccessDenied,
+    "has no available versions": ServerUnavailable,
+}
 
 
 def error_for(status: str, text: str) -> ShelfwiseError:
     """The typed error for a gRPC status name and the server's text, which becomes the message."""
-    kind = AccessDenied if text.startswith(_RESTRICTED) else _BY_STATUS.get(status, ServerError)
-    return kind(text, status=status)
+    for marker, kind in _BY_TEXT.items():
+        if marker in text:
+            return kind(text, status=status)
+    return _BY_STATUS.get(status, ServerError)(text, status=status)

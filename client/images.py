@@ -2,8 +2,8 @@
 
 Files travel as they are, since the server decodes them faster than a client could and sees their EXIF rotation.
 Arrays become PNG (lossless) with zlib and numpy alone, so that the client needs no imaging library; rows are coded as
-differences from the row above (the "Up" filter of the PNG specification, section 9.2), which on product photographs
-halves the size at the fastest compression level. Pillow images encode themselves.
+differences from the row above (the "Up" filter of the PNG specification, section 9.2), which at the fastest compression
+level makes product photographs smaller by a sixth (224 pixels) to a half (900 pixels). Pillow images encode themselves.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_IMAGE_BYTES + 1)
-    except OSError as failure:
-        raise InvalidInput(f"image file {path}: {failure.strerror}") from failure
+    except (OSError, ValueError) as failure:  # ValueError: a name that no file can have
+        reason = failure.strerror if isinstance(failure, OSError) else failure
+        raise InvalidInput(f"image file {path}: {reason}") from failure
 
 
 def _png(pixels: NDArray[Any]) -> bytes:

@@ -1,0 +1,279 @@
+"""Faults between client and server, made with real sockets, real processes and signals: every call ends in time."""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from client import (
+    TLS,
+    AccessDenied,
+    DeadlineExceeded,
+    RequestCancelled,
+    ServerUnavailable,
+    ShelfwiseClient,
+    ShelfwiseError,
+)
+from serving.environment import ServerEnvironment, free_ports
+from serving.server import TritonServer
+
+from .conftest import REPOSITORY
+
+TOLERANCE = 0.25  # seconds that a loaded machine may take to notice that a deadline has passed
+
+
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds + TOLERANCE
+
+
+@pytest.fixture
+def silent_socket() -> Iterator[socket.socket]:
+    """Accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def address(listening: socket.socket) -> str:
+    return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_server_that_is_not_there_is_unavailable_within_the_deadline() -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    with ShelfwiseClient(f"127.0.0.1:{port}", timeout=0.5) as client:
+        with (
+            ends_within(0.5),
+            pytest.raises(ServerUnavailable, match=rf"127\.0\.0\.1:{port}.*tried \d+ times") as caught,
+        ):
+            client.categorize(title="a")
+        assert caught.value.status == "UNAVAILABLE"
+        with ends_within(0.1):
+            assert not client.is_ready()
+
+
+def test_host_without_an_address_is_unavailable_within_the_deadline() -> None:
+    unreachable = pytest.raises((ServerUnavailable, DeadlineExceeded), match=r"shelfwise\.invalid")
+    with ShelfwiseClient("shelfwise.invalid:8001", timeout=0.5) as client, ends_within(0.5), unreachable:
+        client.categorize(title="a")
+
+
+def test_server_that_never_answers_exceeds_the_deadline_and_no_more(silent_socket: socket.socket) -> None:
+    with ShelfwiseClient(address(silent_socket), timeout=0.5) as client:
+        with ends_within(0.5), pytest.raises(DeadlineExceeded, match=r"within 0\.5 s") as caught:
+            client.categorize(title="a")
+        assert caught.value.status == "DEADLINE_EXCEEDED"
+        with ends_within(0.2):
+            assert not client.is_ready(timeout=0.2)
+        with ends_within(0.3), pytest.raises(DeadlineExceeded):
+            client.server_metadata(timeout=0.3)
+
+
+def test_server_that_hangs_up_is_retried_until_the_deadline(silent_socket: socket.socket) -> None:
+    connections = []
+
+    def hang_up() -> None:
+        while True:
+            try:
+                connection, _ = silent_socket.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            connection.close()
+
+    thread = threading.Thread(target=hang_up, daemon=True)
+    thread.start()
+    unavailable = pytest.raises(ServerUnavailable, match="tried")
+    with ShelfwiseClient(address(silent_socket), timeout=1.0) as client, ends_within(1.0), unavailable:
+        client.categorize(title="a")
+    assert len(connections) > 1
+
+
+def test_port_of_another_protocol_is_said_so(scripted_server: TritonServer) -> None:
+    refused = pytest.raises(ShelfwiseError, match=str(scripted_server.http_port))
+    with ShelfwiseClient(f"127.0.0.1:{scripted_server.http_port}", timeout=1.0) as client, ends_within(1.0), refused:
+        client.categorize(title="a")
+
+
+def test_unavailable_is_retried_with_growing_pauses_and_the_rest_of_the_deadline(grpc_server: Callable) -> None:
+    arrivals: list[float] = []
+    remaining: list[float] = []
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> None:
+        arrivals.append(time.monotonic())
+        remaining.append(context.time_remaining())
+        time.sleep(0.2)
+        if len(arrivals) < 6:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "queue is full")
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "reached")
+
+    with ShelfwiseClient(grpc_server(infer)) as client, pytest.raises(ShelfwiseError, match="reached"):
+        client.categorize(title="a", timeout=5.0)
+    assert len(arrivals) == 6
+    pauses = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    for number, pause in enumerate(pauses):
+        assert pause < 0.2 + 0.05 * 2**number + TOLERANCE
+    # The server is told the time left of one deadline, not a new one at every attempt. gRPC rounds it up a little.
+    for arrival, left in zip(arrivals, remaining, strict=True):
+        assert left < 1.05 * (5.0 - (arrival - arrivals[0]))
+
+
+def test_health_is_asked_once() -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    with ShelfwiseClient(f"127.0.0.1:{port}", timeout=5.0) as client, ends_within(0.2):
+        assert not client.is_ready()
+
+
+def test_slow_answer_exceeds_the_deadline_and_the_queued_request_is_dropped(client: ShelfwiseClient) -> None:
+    before = client.categorize(title="a", k=1).categories[0].id
+    with ThreadPoolExecutor(1) as thread:
+        sleeping = thread.submit(client.categorize, title="sleep 1", k=1)
+        time.sleep(0.2)
+        with ends_within(0.3), pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+            client.categorize(title="given up", timeout=0.3)
+        assert sleeping.result().categories[0].id == before + 1
+    assert client.categorize(title="b", k=1).categories[0].id == before + 2
+
+
+def test_overloaded_server_is_tried_again_until_it_takes_the_request(client: ShelfwiseClient) -> None:
+    with ThreadPoolExecutor(24) as threads:  # the queue of the model holds 9
+        answers = list(threads.map(lambda _: client.categorize(title="sleep 0.05", k=1, timeout=20), range(24)))
+    assert len({answer.categories[0].id for answer in answers}) == 24
+
+
+def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: TritonServer) -> None:
+    client = ShelfwiseClient(scripted_server.url)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(client.categorize, title="sleep 0.5")
+        time.sleep(0.2)
+        client.close()
+        with ends_within(0.1), pytest.raises(RequestCancelled):
+            waiting.result()
+    with pytest.raises(RequestCancelled, match="closed"):
+        client.categorize(title="a")
+
+
+def test_interrupt_from_the_keyboard_ends_a_call(client: ShelfwiseClient) -> None:
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with ends_within(0.6), pytest.raises(KeyboardInterrupt):
+        client.categorize(title="sleep 2", timeout=5)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[TritonServer]:
+    """A server that the test may stop."""
+    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server.start()
+    yield server
+    server.stop(grace_seconds=0)
+
+
+def test_frozen_server_exceeds_the_deadline_and_serves_again_when_it_thaws(own_server: TritonServer) -> None:
+    assert own_server.process is not None
+    with ShelfwiseClient(own_server.url, timeout=5) as connected, ShelfwiseClient(own_server.url) as fresh:
+        connected.categorize(title="a", k=1)
+        os.kill(own_server.process.pid, signal.SIGSTOP)
+        for client in (connected, fresh):
+            with ends_within(0.5), pytest.raises(DeadlineExceeded):
+                client.categorize(title="b", timeout=0.5)
+        os.kill(own_server.process.pid, signal.SIGCONT)
+        for client in (connected, fresh):
+            assert client.categorize(title="c", k=1).categories[0].label == "Title > c"
+
+
+def test_stopping_server_answers_what_is_in_flight_and_refuses_the_rest(own_server: TritonServer) -> None:
+    with ShelfwiseClient(own_server.url) as client, ThreadPoolExecutor(2) as threads:
+        in_flight = threads.submit(client.categorize, title="sleep 1", k=1)
+        time.sleep(0.3)
+        stopping = threads.submit(own_server.stop, 10)
+        time.sleep(0.3)
+        with ends_within(0.3), pytest.raises(ServerUnavailable):
+            client.categorize(title="a", timeout=0.3)
+        assert not client.is_ready()
+        assert in_flight.result().categories[0].label == "Title > sleep 1"
+        assert stopping.result() == 0
+
+
+class GuardedServer(TritonServer):
+    """Triton with further flags of its command line, as a deployer sets them for TLS and header gating."""
+
+    def __init__(self, log_file: Path, *flags: str) -> None:
+        super().__init__(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file)
+        self.flags = flags
+
+    def _command(self, environment: ServerEnvironment, *arguments: object) -> list[str]:
+        command = super()._command(environment, *arguments)  # type: ignore[arg-type]
+        restricted = "--grpc-restricted-protocol="
+        return [part for part in command if not part.startswith(restricted)] + list(self.flags)
+
+
+@pytest.fixture
+def guarded_server(tmp_path: Path) -> Iterator[Callable[..., TritonServer]]:
+    servers = []
+
+    def start(*flags: str) -> TritonServer:
+        servers.append(GuardedServer(tmp_path / "log", *flags))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(grace_seconds=0)
+
+
+def test_gated_server_wants_its_header(guarded_server: Callable[..., TritonServer]) -> None:
+    server = guarded_server("--grpc-restricted-protocol=inference,health:shelfwise-key=secret")
+    with ShelfwiseClient(server.url) as client:
+        with ends_within(0.2), pytest.raises(AccessDenied, match="triton-grpc-protocol-shelfwise-key"):
+            client.categorize(title="a")
+        with pytest.raises(AccessDenied):
+            client.is_ready()
+    with ShelfwiseClient(server.url, headers={"Triton-Grpc-Protocol-Shelfwise-Key": "secret"}) as client:
+        assert client.is_ready()
+        assert client.categorize(title="a", k=1).categories[0].label == "Title > a"
+
+
+def test_encrypted_connection_needs_the_right_authority_and_key(
+    guarded_server: Callable[..., TritonServer], tmp_path: Path
+) -> None:
+    for name, subject in (("server", "/CN=127.0.0.1"), ("client", "/CN=caller")):
+        subprocess.run(
+            f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj {subject} -addext subjectAltName=IP:127.0.0.1 "
+            f"-keyout {name}.key -out {name}.crt".split(),
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+    server = guarded_server(
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={tmp_path}/server.crt",
+        f"--grpc-server-key={tmp_path}/server.key",
+        f"--grpc-root-cert={tmp_path}/client.crt",
+    )
+    own = {"private_key": tmp_path / "client.key", "certificate_chain": tmp_path / "client.crt"}
+    with ShelfwiseClient(server.url, tls=TLS(tmp_path / "server.crt", **own)) as client:
+        assert client.categorize(title="a", k=1).categories[0].label == "Title > a"
+    for tls in (None, TLS(), TLS(tmp_path / "server.crt"), TLS(tmp_path / "client.crt", **own)):
+        refused = pytest.raises((ServerUnavailable, DeadlineExceeded))
+        with ShelfwiseClient(server.url, tls=tls, timeout=0.5) as client, ends_within(0.5), refused:
+            client.categorize(title="a")
+
+
+def test_half_a_key_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="private_key and certificate_chain together"):
+        ShelfwiseClient("127.0.0.1:1", tls=TLS(private_key=tmp_path / "client.key"))
+    with pytest.raises(FileNotFoundError):
+        ShelfwiseClient("127.0.0.1:1", tls=TLS(root_certificates=tmp_path / "absent.crt"))
