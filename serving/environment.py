@@ -123,8 +123,8 @@ def locate(root: Path) -> ServerEnvironment:
     stub = triton / "python_backend_stubs" / python_version / "triton_python_backend_stub"
     if not tritonserver.is_file():
         raise TritonMissing(
-            f"{tritonserver} does not exist: {root} does not hold nvidia-pytriton. Install it with "
-            f"`{root}/bin/python -m pip install -r {REQUIREMENTS} -c {CONSTRAINTS}`, or remove the folder to have it built."
+            f"{tritonserver} does not exist: {root} does not hold nvidia-pytriton. Install it with `{root}/bin/python "
+            f"-m pip install -r {REQUIREMENTS} -c {CONSTRAINTS}`, or remove the folder to have it built again."
         )
     if not stub.is_file():
         raise TritonMissing(f"nvidia-pytriton carries no Python backend stub for Python {python_version}: {stub}")
@@ -155,8 +155,8 @@ def check_libpython(stub: Path, library_path: str) -> None:
     version = stub.parent.name
     raise LibpythonMissing(
         f"Triton's Python backend cannot start: {result.stderr.strip() or f'exit status {result.returncode}'}. "
-        f"It needs libpython{version}.so.1.0, looked for in {library_path} and in the system's folders. Use a Python that "
-        f"is built with --enable-shared, or install the library (Debian, Ubuntu: apt-get install libpython{version})."
+        f"It needs libpython{version}.so.1.0, looked for in {library_path} and in the system's folders. Use a Python "
+        f"built with --enable-shared, or install the library (Debian, Ubuntu: apt-get install libpython{version})."
     )
 
 
@@ -196,8 +196,8 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise PortInUse(
-                        f"{purpose} port {port} on {host} is in use by another process; stop that one or choose another "
-                        f"port with --{purpose}-port (`ss -ltnp 'sport = :{port}'` names the process)"
+                        f"{purpose} port {port} on {host} is in use by another process; stop that one or choose "
+                        f"another port with --{purpose}-port (`ss -ltnp 'sport = :{port}'` names the process)"
                     ) from None
                 raise PortInUse(f"cannot listen on {host}:{port} for {purpose}: {error.strerror}") from None
 

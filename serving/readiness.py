@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 READINESS_FILE = "readiness.json"
@@ -42,8 +42,8 @@ def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
     """Send every ensemble of `repository` its own readiness requests.
 
     `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds.
-    Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did not:
-    unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests.
+    Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did
+    not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests.
     """
     deadline = time.monotonic() + timeout
     ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
@@ -76,12 +76,12 @@ def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
         while unanswered:
             try:
                 # gRPC reports the deadline itself; the extra second is for a client that does not even do that.
-                name, result, error = answers.get(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
+                name, result, failure = answers.get(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
             except queue.Empty:
                 reasons.update((name, f"no answer within {timeout:g} s") for name in unanswered)
                 break
             unanswered.remove(name)
-            reason = _reason(error, timeout) if error is not None else _wrong_answer(ensembles[name], result)
+            reason = _wrong_answer(ensembles[name], result) if result is not None else _reason(failure, timeout)
             if reason:
                 reasons.setdefault(name, reason)
     finally:
@@ -94,8 +94,8 @@ def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
 def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[InferInput]]:
     """The requests in an ensemble's readiness.json: a JSON list of objects {input: value}, one row each.
 
-    A value is what the input holds for one row: a string, a number, or a list of them. Strings of the inputs "image" and
-    "images" are base64. Raises ValueError saying what is wrong with the file.
+    A value is what the input holds for one row: a string, a number, or a list of them. Strings of the inputs "image"
+    and "images" are base64. Raises ValueError saying what is wrong with the file.
     """
     path = repository / config.name / READINESS_FILE
     try:
@@ -116,7 +116,7 @@ def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[I
 
 
 def model_configs(repository: Path) -> list[ModelConfig]:
-    """The configurations (config.pbtxt) of a repository's models, sorted by name. Raises ValueError for a broken one."""
+    """The configurations of a repository's models, sorted by name. Raises ValueError for one that cannot be read."""
     configs = []
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
@@ -129,11 +129,12 @@ def model_configs(repository: Path) -> list[ModelConfig]:
 
 
 def is_ensemble(config: ModelConfig) -> bool:
+    """Whether a model is composed of others."""
     return config.platform == "ensemble" or config.HasField("ensemble_scheduling")
 
 
 def _infer_input(tensor: Any, value: Any, path: Path, *, batched: bool) -> InferInput:
-    data_type = "BYTES" if tensor.data_type == 13 else type_name(tensor)
+    data_type = type_name(tensor)
     elements = value if isinstance(value, list) else [value]
     if data_type == "BYTES":
         try:
@@ -155,9 +156,9 @@ def _bytes(element: str, input_name: str) -> bytes:
 
 
 def type_name(tensor: Any) -> str:
-    from tritonclient.grpc.model_config_pb2 import DataType
-
-    return DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    """The data type of a configured tensor as the protocol names it: "FP32", "BYTES"."""
+    name = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return "BYTES" if name == "STRING" else name
 
 
 def _wrong_answer(config: ModelConfig, result: InferResult) -> str:
@@ -171,7 +172,9 @@ def _wrong_answer(config: ModelConfig, result: InferResult) -> str:
     return ""
 
 
-def _reason(error: InferenceServerException, timeout: float) -> str:
+def _reason(error: InferenceServerException | None, timeout: float) -> str:
+    if error is None:
+        return "neither an answer nor an error"
     if "DEADLINE_EXCEEDED" in str(error.status()) or "Deadline Exceeded" in str(error.message()):
         return f"no answer within {timeout:g} s"
     return error.message() or str(error)

@@ -10,6 +10,7 @@ as long as any of its processes lives: what a killed server left in /dev/shm is 
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import os
 import re
@@ -26,7 +27,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO
+from typing import IO, Any
 
 from serving import readiness
 from serving.environment import (
@@ -46,6 +47,9 @@ CONTROL_PROTOCOLS = "model-repository,trace,logging"
 UNQUOTED_PATH = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 LOG_LINE = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d")
 FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)", re.DOTALL)
+# What Triton says once no request is under way any more, and how long unloading its models may take after that.
+DRAINED = "All models are stopped, unloading models"
+UNLOAD_SECONDS = 5.0
 KEPT_LOG_LINES = 2000
 
 
@@ -103,6 +107,7 @@ class TritonServer:
         self._shared_memory_lock: SharedMemoryLock | None = None
         self._log_pump: threading.Thread | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=KEPT_LOG_LINES)
+        self._drained = threading.Event()
 
     @property
     def url(self) -> str:
@@ -167,18 +172,15 @@ class TritonServer:
     def stop(self, grace_seconds: float | None = None) -> int | None:
         """Let in-flight requests finish (at most `grace_seconds`), end Triton and clean up after it.
 
-        Returns Triton's exit status, 0 for a graceful stop; None when it never ran. Stopping twice does no harm.
+        Returns 0 when all of them finished, Triton's exit status otherwise; None when it never ran. Stopping twice does
+        no harm.
         """
         grace = self.grace_seconds if grace_seconds is None else grace_seconds
         process = self.process
         if process is not None:
             if process.poll() is None and grace > 0:
                 process.terminate()
-                try:
-                    # Triton itself gives up waiting after --exit-timeout-secs; then its stubs are finalised.
-                    process.wait(grace + 5)
-                except subprocess.TimeoutExpired:
-                    pass
+                self._wait_for_end(process, grace)
             self.kill()
         if self._log_pump is not None:
             self._log_pump.join(timeout=5)
@@ -188,15 +190,28 @@ class TritonServer:
         if self._run_folder is not None:
             shutil.rmtree(self._run_folder, ignore_errors=True)
             self._run_folder = None
-        return process.returncode if process is not None else None
+        if process is None:
+            return None
+        return 0 if self._drained.is_set() else process.returncode
+
+    def _wait_for_end(self, process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+        """Wait until Triton has ended, until its time is up, or until it has nothing left to do and does not end.
+
+        The last happens with the gRPC front end of 24.10: a request whose client gave up at the wrong moment is
+        answered but never released, and its model is never unloaded.
+        """
+        deadline = time.monotonic() + grace_seconds
+        while process.poll() is None and not self._drained.wait(0.05):
+            if time.monotonic() > deadline:
+                return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(UNLOAD_SECONDS)
 
     def kill(self) -> None:
         """End Triton and its stubs at once (SIGKILL to their process group)."""
         if self.process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # all have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # all have ended
             self.process.wait()
 
     def log_excerpt(self) -> str:
@@ -215,7 +230,8 @@ class TritonServer:
             repository.symlink_to(self.repository)
         backends = lay_out_backends(environment, folder / "backends")
         command = self._command(environment, repository, backends, shared_memory.prefix)
-        log: IO[bytes] = open(self.log_file, "ab", buffering=0) if self.log_file else _standard_error()
+        # Unbuffered; a copy of descriptor 2 is the true standard error also where sys.stderr was replaced.
+        log: IO[bytes] = open(self.log_file or os.dup(2), "ab", buffering=0)  # noqa: SIM115 (closed by the log's thread)
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -266,13 +282,13 @@ class TritonServer:
 
     def _pump_log(self, source: IO[bytes], sink: IO[bytes]) -> None:
         for line in source:
-            self._log.append(line.decode(errors="replace").rstrip("\n"))
-            try:
+            text = line.decode(errors="replace").rstrip("\n")
+            self._log.append(text)
+            if DRAINED in text:
+                self._drained.set()
+            with contextlib.suppress(OSError):  # a full disk or a closed terminal must not stop the server
                 sink.write(line)
-            except OSError:
-                pass  # a full disk or a closed terminal must not stop the server
-        if self.log_file is not None:
-            sink.close()
+        sink.close()
 
     def _wait_until_loaded(self) -> None:
         assert self.process is not None
@@ -440,10 +456,5 @@ def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
     console.file.flush()
 
 
-def _tensors(tensors: Sequence[readiness.Any]) -> str:
+def _tensors(tensors: Sequence[Any]) -> str:
     return ", ".join(f"{tensor.name} {readiness.type_name(tensor)}{list(tensor.dims)}" for tensor in tensors)
-
-
-def _standard_error() -> IO[bytes]:
-    """Unbuffered standard error, also where a test runner has replaced sys.stderr."""
-    return open(os.dup(2), "wb", buffering=0)

@@ -1,10 +1,10 @@
 """Triton's `onnxruntime` backend, written on the Python backend, for machines that have only pip.
 
 It serves `model.onnx` under the name, and with the configuration, of the official C++ backend
-(triton-inference-server/onnxruntime_backend, release 24.10 with ONNX Runtime 1.19.2), so that one repository runs under
-both: the same keys are read, the same parts of a configuration are completed, and the same mistakes are refused. Where
-the installed ONNX Runtime knows more than 1.19.2 (newer IR and opset versions), what the official backend cannot load is
-refused here as well. A dynamic batch is one `session.run`: inputs are concatenated, outputs are cut into views.
+(triton-inference-server/onnxruntime_backend, release 24.10 with ONNX Runtime 1.19.2), so that one repository runs
+under both: the same keys are read, the same parts of a configuration are completed, the same mistakes are refused.
+Where the installed ONNX Runtime knows more than 1.19.2 (newer IR and opset versions), what the official backend cannot
+load is refused here as well. A dynamic batch is one `session.run`: inputs are concatenated, outputs cut into views.
 
 Two differences, both deliberate: intra-op threads default to cores / instances rather than to all cores for every
 instance, and when a batch fails its requests are run one by one, so that only the bad one is answered with an error.
@@ -102,11 +102,11 @@ class TritonPythonModel:
         return responses
 
     def feed(self, request):
-        """The request's tensors by name, as views of shared memory (text is decoded: ONNX Runtime wants str)."""
+        """The request's tensors by name, as views of shared memory; optional inputs may be absent."""
         feed = {}
         for name in self.input_names:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # an optional input
+            if tensor is not None:
                 array = tensor.as_numpy()
                 feed[name] = text(array) if array.dtype == np.object_ else array
         return feed
@@ -139,6 +139,7 @@ def same_rows(feeds):
 
 
 def model_path(config, model_dir):
+    """The ONNX file of a version folder."""
     path = os.path.join(model_dir, config.get("default_model_filename") or DEFAULT_MODEL_FILENAME)
     if os.path.isdir(path):
         path = os.path.join(path, DEFAULT_MODEL_FILENAME)
@@ -190,8 +191,9 @@ def device_of(args):
         return "CPUExecutionProvider"
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pb_utils.Logger.log_warn(
-            f"{args['model_instance_name']} is placed on GPU {args['model_instance_device_id']}, but the installed ONNX "
-            "Runtime has no CUDA execution provider: it runs on the CPU. Say so with instance_group { kind: KIND_CPU }"
+            f"{args['model_instance_name']} is placed on GPU {args['model_instance_device_id']}, but the installed "
+            "ONNX Runtime has no CUDA execution provider: it runs on the CPU (say so with instance_group { kind: "
+            "KIND_CPU })"
         )
         return "CPUExecutionProvider"
     return ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})
@@ -218,10 +220,12 @@ def instance_count(config):
 
 
 def parameter(config, name):
+    """The value of parameters { key: NAME }, "" when it is not given."""
     return config.get("parameters", {}).get(name, {}).get("string_value", "")
 
 
 def integer_parameter(config, name):
+    """A parameter as a number, 0 when it is not given."""
     value = parameter(config, name)
     try:
         return int(value) if value else 0
@@ -230,6 +234,7 @@ def integer_parameter(config, name):
 
 
 def boolean_parameter(config, name, default):
+    """A parameter as a truth value, spelt as the official backend accepts it."""
     value = parameter(config, name).lower()
     if value in ("", "true", "1", "false", "0"):
         return value in ("true", "1") if value else default
@@ -273,6 +278,7 @@ def dims_of(tensor):
 
 
 def triton_type(tensor, config):
+    """The element type as a configuration names it; refuses what Triton cannot carry (BF16, sequences, maps)."""
     if tensor.type not in ELEMENT_TYPES:
         raise pb_utils.TritonModelException(
             f"unable to load model '{config['name']}', unsupported datatype {tensor.type} of tensor '{tensor.name}'"
@@ -286,7 +292,8 @@ def check_inputs(config, inputs, optional):
     count = len(expected) + len(config.get("batch_input", []))
     if count != len(inputs):
         raise pb_utils.TritonModelException(
-            f"unable to load model '{config['name']}', configuration expects {count} inputs, model provides {len(inputs)}"
+            f"unable to load model '{config['name']}', configuration expects {count} inputs, model provides "
+            f"{len(inputs)}"
         )
     for tensor in config["input"]:
         check_tensor(config, "input", tensor, {**inputs, **optional}, exact=False)
@@ -306,13 +313,14 @@ def check_tensor(config, kind, tensor, provided, exact):
     model, name = config["name"], tensor["name"]
     if name not in provided:
         raise pb_utils.TritonModelException(
-            f"unexpected inference {kind} '{name}', allowed {kind}s are: {', '.join(sorted(provided))} (model '{model}')"
+            f"unexpected inference {kind} '{name}', allowed {kind}s are: {', '.join(sorted(provided))} "
+            f"(model '{model}')"
         )
     model_type = triton_type(provided[name], config)
     if tensor["data_type"] != model_type:
         raise pb_utils.TritonModelException(
-            f"unable to load model '{model}', configuration expects datatype {tensor['data_type']} for {kind} '{name}', "
-            f"model provides {model_type}"
+            f"unable to load model '{model}', configuration expects datatype {tensor['data_type']} for {kind} "
+            f"'{name}', model provides {model_type}"
         )
     shape = dims_of(provided[name])
     dims = [int(dim) for dim in tensor.get("reshape", tensor).get("shape" if "reshape" in tensor else "dims", [])]
@@ -323,7 +331,7 @@ def check_tensor(config, kind, tensor, provided, exact):
                 f"configuration when the model doesn't support batching. Model configuration provided: {dims}."
             )
         return
-    complete, batching = dims, ""
+    complete, prefix = dims, ""
     if config["max_batch_size"] > 0:
         if shape[0] != -1:
             raise pb_utils.TritonModelException(
@@ -331,14 +339,17 @@ def check_tensor(config, kind, tensor, provided, exact):
                 f"dimension and the first dimension must be -1; but shape expected by the model is {shape}"
             )
         complete = [-1, *dims]
-        batching = "an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, making complete "
+        prefix = (
+            "an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, making "
+            "complete "
+        )
     agree = len(shape) == len(complete) and all(
         ours == theirs or (theirs == -1 and not exact) for ours, theirs in zip(complete, shape, strict=True)
     )
     if not agree:
         raise pb_utils.TritonModelException(
-            f"model '{model}', tensor '{name}': the model expects {len(shape)} dimensions (shape {shape}) but the model "
-            f"configuration specifies {len(complete)} dimensions ({batching}shape {complete})"
+            f"model '{model}', tensor '{name}': the model expects {len(shape)} dimensions (shape {shape}) but the "
+            f"model configuration specifies {len(complete)} dimensions ({prefix}shape {complete})"
         )
 
 
@@ -353,8 +364,8 @@ def check_versions(path):
     if opset_version > MAX_OPSET_VERSION:
         raise pb_utils.TritonModelException(
             f"Load model from {path} failed: ONNX Runtime only *guarantees* support for models stamped with official "
-            f"released onnx opset versions. Opset {opset_version} is not supported: current official support for domain "
-            f"ai.onnx is till opset {MAX_OPSET_VERSION}."
+            f"released onnx opset versions. Opset {opset_version} is not supported: current official support for "
+            f"domain ai.onnx is till opset {MAX_OPSET_VERSION}."
         )
 
 
@@ -382,6 +393,7 @@ def read_versions(path):
 
 
 def read_opset(content, path):
+    """(domain, version) of an OperatorSetIdProto."""
     domain, version = b"", 0
     file = io.BytesIO(content)
     while file.tell() < len(content):
@@ -394,7 +406,7 @@ def read_opset(content, path):
 
 
 def read_field(file, end, keep, path):
-    """The next field of a protobuf message: (number, varint or, for the numbers in `keep`, bytes; None when skipped)."""
+    """The next field of a protobuf message: its number, and its varint or, for numbers in `keep`, its bytes."""
     key = read_varint(file, path)
     field, wire_type = key >> 3, key & 7
     if wire_type == 0:
@@ -411,6 +423,7 @@ def read_field(file, end, keep, path):
 
 
 def read_varint(file, path):
+    """A number of protobuf's: seven bits a byte, the lowest first."""
     value = shift = 0
     while True:
         byte = file.read(1)
