@@ -327,10 +327,11 @@ class Camera:
     """Takes pictures of drawn products, each under its own angle, distance, background and light."""
 
     def __init__(self, seed: int) -> None:
+        # Pictures are worked on as [rows, columns * 3], which broadcasts far faster than a last axis of 3.
         generator = np.random.default_rng(seed)
-        self._grain = generator.standard_normal((IMAGE_HEIGHT * 2, IMAGE_WIDTH * 2, 3), dtype=np.float32)
-        self._across = np.linspace(-1, 1, IMAGE_WIDTH, dtype=np.float32)[None, :, None]
-        self._down = np.linspace(-1, 1, IMAGE_HEIGHT, dtype=np.float32)[:, None, None]
+        self._grain = generator.standard_normal((IMAGE_HEIGHT * 2, IMAGE_WIDTH * 2 * 3), dtype=np.float32)
+        self._across = np.repeat(np.linspace(-1, 1, IMAGE_WIDTH, dtype=np.float32), 3)
+        self._down = np.linspace(-1, 1, IMAGE_HEIGHT, dtype=np.float32)[:, None]
 
     def photograph(
         self, category: str, main: Colour, accent: Colour, pattern: str, shape_seed: str, chance: random.Random
@@ -358,14 +359,16 @@ class Camera:
         DRAWINGS[category](pen, Style(main, accent, pattern, random.Random(shape_seed)))
         if chance.random() < 0.12:
             _sticker(canvas, chance)
-        pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32)
-        cast = [chance.uniform(0.94, 1.06) for _ in range(3)]
-        light = chance.uniform(0.72, 1.12) * np.array(cast, dtype=np.float32)
-        falloff = 1 + chance.uniform(-0.15, 0.15) * self._across + chance.uniform(-0.15, 0.15) * self._down
-        top, left = chance.randrange(IMAGE_HEIGHT), chance.randrange(IMAGE_WIDTH)
-        grain = self._grain[top : top + IMAGE_HEIGHT, left : left + IMAGE_WIDTH] * chance.uniform(1, 9)
-        pixels = np.clip(pixels * (light * falloff) + grain, 0, 255).astype(np.uint8)
-        return simplejpeg.encode_jpeg(pixels, quality=chance.randrange(70, 93), colorsubsampling="420")
+        pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32).reshape(IMAGE_HEIGHT, -1)
+        cast = np.array([chance.uniform(0.94, 1.06) for _ in range(3)], dtype=np.float32)
+        light = chance.uniform(0.72, 1.12) * np.tile(cast, IMAGE_WIDTH)
+        light *= 1 + chance.uniform(-0.15, 0.15) * self._across
+        falloff = 1 + chance.uniform(-0.15, 0.15) * self._down
+        top, left = chance.randrange(IMAGE_HEIGHT), 3 * chance.randrange(IMAGE_WIDTH)
+        grain = self._grain[top : top + IMAGE_HEIGHT, left : left + 3 * IMAGE_WIDTH] * chance.uniform(1, 9)
+        pixels = np.clip(pixels * light * falloff + grain, 0, 255).astype(np.uint8)
+        picture = pixels.reshape(IMAGE_HEIGHT, IMAGE_WIDTH, 3)
+        return simplejpeg.encode_jpeg(picture, quality=chance.randrange(70, 93), colorsubsampling="420")
 
 
 def _background(chance: random.Random) -> Image.Image:
