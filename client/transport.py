@@ -39,6 +39,9 @@ _CHANNEL_OPTIONS = (
     # row without data, which stays below what Triton's default settings count as abuse.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A name with several addresses, such as a headless Kubernetes Service, is used in turn; gRPC's default stays with
+    # the first address that answers.
+    ("grpc.lb_policy_name", "round_robin"),
     # Every client its own connection: gRPC would otherwise share one among equal channels of a process.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -192,7 +195,7 @@ class Transport:
         """Calls one RPC and returns its response message.
 
         The deadline covers everything: connecting, every attempt and the pauses between them. The server is told what
-        is left of it, and drops a queued request when that has run out. Only UNAVAILABLE is retried, that is, when
+        is left of it, and drops what it has not begun by then. Only UNAVAILABLE is retried, that is, when
         there was no connection, the server is stopping or its queue is full; inference changes no state, so that a
         request which did reach the server may be repeated.
 

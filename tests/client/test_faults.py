@@ -47,6 +47,15 @@ def silent_socket() -> Iterator[socket.socket]:
         yield listening
 
 
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[TritonServer]:
+    """A server that the test may stop."""
+    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server.start()
+    yield server
+    server.stop(grace_seconds=0)
+
+
 def address(listening: socket.socket) -> str:
     return f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -130,6 +139,18 @@ def test_unavailable_is_retried_with_growing_pauses_and_the_rest_of_the_deadline
         assert left < 1.05 * (5.0 - (arrival - arrivals[0]))
 
 
+def test_replicas_take_turns_and_a_lost_one_is_passed_over(
+    scripted_server: TritonServer, own_server: TritonServer
+) -> None:
+    with ShelfwiseClient(f"ipv4:{scripted_server.url},{own_server.url}", timeout=5) as client:
+        assert client.is_ready()
+        ids = [client.categorize(title=f"title {number}", k=1).categories[0].id for number in range(20)]
+        assert sorted(ids) != list(range(min(ids), min(ids) + 20)), "one server has counted all requests"
+        own_server.kill()
+        for number in range(20):
+            client.categorize(title=f"title {number}", k=1)
+
+
 def test_health_is_asked_once() -> None:
     (port,) = free_ports("127.0.0.1", 1)
     with ShelfwiseClient(f"127.0.0.1:{port}", timeout=5.0) as client, ends_within(0.2):
@@ -170,15 +191,6 @@ def test_interrupt_from_the_keyboard_ends_a_call(client: ShelfwiseClient) -> Non
     interrupt.start()
     with ends_within(0.6), pytest.raises(KeyboardInterrupt):
         client.categorize(title="sleep 2", timeout=5)
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[TritonServer]:
-    """A server that the test may stop."""
-    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
-    server.start()
-    yield server
-    server.stop(grace_seconds=0)
 
 
 def test_frozen_server_exceeds_the_deadline_and_serves_again_when_it_thaws(own_server: TritonServer) -> None:
