@@ -27,7 +27,7 @@ from catalogue.product import ENTITY_GROUPS, SPLITS, Product, Split, join_path, 
 from catalogue.tables import FeedError, RowFault, open_table
 from catalogue.taxonomy import most_frequent_paths
 
-__all__ = ["SCHEMA", "Feed", "FeedError", "FeedSummary", "open_feed", "write_feed"]
+__all__ = ["SCHEMA", "Feed", "FeedError", "FeedSummary", "detect_preset", "open_feed", "write_feed"]
 
 NULL_WORDS = frozenset({"", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "None"})
 """Texts that mean "nothing here" in exported tables."""
@@ -352,6 +352,20 @@ def open_feed(
     if name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; known: {', '.join(PRESETS)}")
     return Feed(path, PRESETS[name].overridden(column_overrides), on_error=on_error, splits=splits)
+
+
+def detect_preset(path: Path | str) -> str:
+    """The preset whose columns a feed has; "shelfwise", the own schema, when it is none of the others.
+
+    Raises:
+        FeedError: the file cannot be read.
+    """
+    available = set(open_table(Path(path)).columns)
+    for name, mapping in PRESETS.items():
+        joined = set() if mapping.lookup is None else set(mapping.lookup.columns)
+        if set(mapping.columns) - mapping.optional - joined <= available:
+            return name
+    return "shelfwise"
 
 
 def write_feed(path: Path | str, products: Iterable[Product]) -> FeedSummary:

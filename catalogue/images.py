@@ -78,12 +78,12 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]
     except ValueError as error:
         raise ImageError(f"damaged JPEG, {len(data)} bytes: {error}") from error
     _check_pixels("JPEG", stored_height, stored_width)
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ImageError(f"JPEG of {scans} scans; at most {MAX_SCANS} are taken")
+    exif, progressive = _read_jpeg_segments(data)
+    if progressive and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError(f"progressive JPEG of {scans} scans; at most {MAX_SCANS} are taken")
     if colours in ("CMYK", "YCCK"):
         return _decode_with_pillow(data, height, width)
-    orientation = _exif_orientation(data) if b"Exif\0\0" in data else 1
+    orientation = 1 if exif is None else _exif_orientation(exif)
     fit = _stored_fit(stored_height, stored_width, orientation, height, width)
     try:
         pixels = simplejpeg.decode_jpeg(data, min_height=fit[0], min_width=fit[1])
@@ -91,7 +91,9 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]
         if "extraneous bytes" in str(error):  # stray bytes between segments: common, and harmless to every viewer
             return _decode_with_pillow(data, height, width)
         raise ImageError(f"damaged or truncated JPEG, {len(data)} bytes: {error}") from error
-    return _resize(pixels, *fit), orientation
+    if pixels.shape[:2] != fit:
+        pixels = np.asarray(_resize(Image.fromarray(pixels), *fit))
+    return pixels, orientation
 
 
 def _decode_with_pillow(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]:
@@ -105,7 +107,8 @@ def _decode_with_pillow(data: bytes, height: int, width: int) -> tuple[np.ndarra
                     image.draft(None, (max(height, width), max(height, width)))
                 image.load()
                 orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-                pixels = _rgb(image)
+                fit = _stored_fit(image.height, image.width, orientation, height, width)
+                return np.asarray(_on_white(_resize(_rgb_or_rgba(image), *fit))), orientation
             except ImageError:
                 raise
             except Exception as error:  # whatever a parser raises over foreign bytes is the fault of the bytes
@@ -118,8 +121,6 @@ def _decode_with_pillow(data: bytes, height: int, width: int) -> tuple[np.ndarra
         raise ImageError(f"not an image of a known format ({', '.join(FORMATS)}): {_describe(data)}") from None
     except Exception as error:
         raise ImageError(f"damaged image, {_describe(data)}: {error}") from error
-    fit = _stored_fit(pixels.shape[0], pixels.shape[1], orientation, height, width)
-    return _resize(pixels, *fit), orientation
 
 
 def _check_pixels(kind: str, height: int, width: int) -> None:
@@ -129,33 +130,57 @@ def _check_pixels(kind: str, height: int, width: int) -> None:
         raise ImageError(f"{kind} declares {width}x{height} pixels; at most {MAX_PIXELS} are taken")
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3] of a Pillow image of any mode, transparency on white."""
+def _rgb_or_rgba(image: Image.Image) -> Image.Image:
+    """A loaded Pillow image of any mode as RGB, or RGBA if any of it is transparent."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
-            raise ImageError(f"{image.format} of 32-bit values, which no viewer shows alike")
+            raise ImageError(f"{image.format} of 32-bit values, which no two viewers show alike")
         grey = ((values.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)  # round(v / 257)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             grey[values == transparent] = WHITE
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
-        raise ImageError(f"{image.format} of floating-point values, which no viewer shows alike")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
-        image = Image.alpha_composite(ground, coloured)
-    return np.asarray(image.convert("RGB"))
+        raise ImageError(f"{image.format} of floating-point values, which no two viewers show alike")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    ground = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 # Turning and placing.
 
 
-def _exif_orientation(data: bytes) -> int:
+def _read_jpeg_segments(data: bytes) -> tuple[bytes | None, bool]:
+    """The EXIF segment of a JPEG, if it has one, and whether it is progressive; looks at the header alone."""
+    exif, progressive = None, False
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in (0xDA, 0xD9):
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xE1 and exif is None and data[at + 4 : at + 10] == b"Exif\0\0":
+            exif = data[at + 4 : at + 2 + length]
+        at += 2 + length
+    return exif, progressive
+
+
+def _exif_orientation(exif: bytes) -> int:
+    tags = Image.Exif()
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return image.getexif().get(EXIF_ORIENTATION, 1)
+        tags.load(exif)
+        return tags.get(EXIF_ORIENTATION, 1)
     except Exception:  # broken EXIF data: a viewer shows the picture as stored
         return 1
 
@@ -177,12 +202,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    # Antialiased: the filter widens with the reduction. The gap lets far larger pictures be averaged down first.
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(resized)
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    # Antialiased: the filter widens with the reduction, and transparent pixels weigh nothing. The gap lets far larger
+    # pictures be averaged down first.
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _letterbox(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

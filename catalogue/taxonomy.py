@@ -128,6 +128,18 @@ class Taxonomy:
         except KeyError:
             raise KeyError(f"{path!r} is no class of this taxonomy") from None
 
+    def find(self, name: str) -> int:
+        """The class id of a full path "A > B > C", or of a last label that only one class has.
+
+        Raises:
+            ValueError: no class has that name, or several have.
+        """
+        named = [i for i, path in enumerate(self.paths) if name in (self.labels[i], path[-1])]
+        if len(named) != 1:
+            candidates = "; ".join(self.labels[i] for i in named) or "none"
+            raise ValueError(f"{name!r} must name one category; it names {len(named)}: {candidates}")
+        return named[0]
+
     def label(self, i: int) -> str:
         """The path of class i as "A > B > C".
 
