@@ -398,7 +398,8 @@ def excerpt(lines: Sequence[str]) -> str:
     for error in errors:
         failed = FAILED_MODEL.search(error)
         if failed:
-            failures.setdefault(failed["model"], failed["reason"].strip().strip('"'))
+            reason = failed["reason"].strip().strip('"').replace("\\n", "\n").strip()
+            failures.setdefault(failed["model"], reason)
     if failures:
         return "\n".join(f"{model}: {reason}" for model, reason in failures.items())
     return "\n".join(errors[-10:] or lines[-20:])

@@ -1,0 +1,412 @@
+"""Starting, stopping and losing a real Triton: refusals before the start, in-flight requests, killed processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
+
+from serving import readiness
+from serving.environment import (
+    LibpythonMissing,
+    PortInUse,
+    SharedMemoryTooSmall,
+    TritonMissing,
+    check_libpython,
+    check_ports,
+    check_shared_memory,
+    free_ports,
+    locate,
+    outdated,
+    server_environment,
+)
+from serving.server import SHARED_MEMORY, RepositoryError, StartupError, TritonServer, remove_abandoned_shared_memory
+from tests.serving.conftest import connect, infer_input
+from tests.serving.graphs import ROOT, save_onnx, save_python
+
+# Answers its input after that many seconds, but fails or answers NaN when told to.
+SLEEPER = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            seconds = pb_utils.get_input_tensor_by_name(request, "seconds").as_numpy()
+            time.sleep(max(0.0, float(seconds.max())))
+            answer = np.full_like(seconds, np.nan) if (seconds < 0).any() else seconds
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("slept", answer)]))
+        return responses
+"""
+SLEEPER_CONFIG = """max_batch_size: 4
+input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
+output { name: "slept" data_type: TYPE_FP32 dims: 1 }
+instance_group { kind: KIND_CPU count: 2 }"""
+ENSEMBLE_CONFIG = """platform: "ensemble" max_batch_size: 4
+input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
+output { name: "slept" data_type: TYPE_FP32 dims: 1 }
+ensemble_scheduling { step { model_name: "sleeper" model_version: -1
+  input_map { key: "seconds" value: "seconds" } output_map { key: "slept" value: "slept" } } }"""
+
+
+def write_sleeper(repository: Path) -> Path:
+    """A Python model that takes its time, and the ensemble `rest` around it."""
+    save_python(repository, "sleeper", SLEEPER, SLEEPER_CONFIG)
+    (repository / "rest" / "1").mkdir(parents=True)
+    (repository / "rest" / "config.pbtxt").write_text(ENSEMBLE_CONFIG)
+    (repository / "rest" / "readiness.json").write_text(json.dumps([{"seconds": 0.0}]))
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Callable[..., TritonServer], tmp_path_factory: pytest.TempPathFactory) -> TritonServer:
+    repository = tmp_path_factory.mktemp("a folder with spaces; and more")
+    return start_server(write_sleeper(repository))
+
+
+def sleep(server: TritonServer, seconds: float, model: str = "rest", timeout: float = 30.0) -> np.ndarray:
+    client = connect(server)
+    try:
+        inputs = [infer_input("seconds", np.array([[seconds]], np.float32), "FP32")]
+        return client.infer(model, inputs, client_timeout=timeout).as_numpy("slept")
+    finally:
+        client.close()
+
+
+def stubs(server: TritonServer) -> list[psutil.Process]:
+    assert server.process is not None
+    return [child for child in psutil.Process(server.process.pid).children() if "stub" in child.name()]
+
+
+# What is refused before Triton starts
+
+
+def test_busy_port_is_refused_with_its_purpose_and_number(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=port, metrics_port=0)
+        with pytest.raises(PortInUse, match=f"grpc port {port} on 127.0.0.1 is in use .* --grpc-port"):
+            server.start()
+    assert server.process is None
+
+
+def test_port_given_twice_is_refused() -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    with pytest.raises(PortInUse, match=f"port {port} was given for both http and metrics"):
+        check_ports("127.0.0.1", {"http": port, "metrics": port})
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(PortInUse, match="cannot listen on 192.0.2.1"):
+        check_ports("192.0.2.1", {"http": free_ports("127.0.0.1", 1)[0]})
+
+
+def test_missing_libpython_is_refused_with_what_to_install(tmp_path: Path) -> None:
+    environment = server_environment()
+    version = environment.stub.parent.name
+    stub = tmp_path / version / environment.stub.name
+    stub.parent.mkdir()
+    # The real stub, asking for a library that no machine has.
+    library, absent = f"libpython{version}.so.1.0".encode(), f"libpython{version}.so.9.9".encode()
+    stub.write_bytes(environment.stub.read_bytes().replace(library, absent))
+    stub.chmod(0o755)
+    with pytest.raises(LibpythonMissing, match=f"{absent.decode()}.*apt-get install libpython{version}"):
+        check_libpython(stub, environment.library_path)
+
+
+def test_environment_without_triton_is_refused(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    assert any(requirement.startswith("nvidia-pytriton==") for requirement in outdated(tmp_path / "venv"))
+    with pytest.raises(TritonMissing, match="does not hold nvidia-pytriton"):
+        locate(tmp_path / "venv")
+
+
+def test_installed_environment_is_up_to_date() -> None:
+    assert outdated(server_environment().root) == []
+
+
+def test_small_shared_memory_is_refused_with_figures_and_remedy() -> None:
+    total = -(-shutil.disk_usage(SHARED_MEMORY).total // 2**20)
+    with pytest.raises(SharedMemoryTooSmall, match=rf"free of {total} MiB.*1000000 Python model .*--shm-size=\d+m"):
+        check_shared_memory(1_000_000)
+
+
+def test_missing_shared_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SharedMemoryTooSmall, match="does not exist.*mount -t tmpfs -o size=36m"):
+        check_shared_memory(1, tmp_path / "shm")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is not a folder"),
+        (lambda folder: None, "holds no model"),
+        (lambda folder: save_python(folder, "broken", "", "max_batch_size: many"), "broken/config.pbtxt"),
+    ],
+    ids=["absent", "empty", "unreadable configuration"],
+)
+def test_repository_that_cannot_be_served_is_refused(
+    write: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    with pytest.raises(RepositoryError, match=message):
+        TritonServer(tmp_path).start()
+
+
+def test_model_that_does_not_load_is_named_with_its_reason(tmp_path: Path) -> None:
+    save_python(
+        tmp_path,
+        "careless",
+        'class TritonPythonModel:\n    def initialize(self, args):\n        raise ValueError("labels.txt is missing")\n',
+        SLEEPER_CONFIG,
+    )
+    save_onnx(
+        tmp_path,
+        "damaged",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {"y": (TensorProto.FLOAT, ["batch", 4])},
+    ).write_bytes(b"not a model")
+    server = TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    with pytest.raises(StartupError) as raised:
+        server.start()
+    assert "careless: Internal: ValueError: labels.txt is missing" in str(raised.value)
+    assert "Protobuf parsing failed" in str(raised.value)
+    assert "damaged:" in str(raised.value)
+    assert server.process is not None
+    assert not psutil.pid_exists(server.process.pid)
+
+
+# A running server
+
+
+def test_readiness_is_a_true_inference_through_every_ensemble(server: TritonServer) -> None:
+    assert server.wait_until_ready(10) == ["rest"]
+
+
+def test_listens_on_localhost_only(server: TritonServer) -> None:
+    assert server.process is not None
+    listening = {
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+        for connection in psutil.Process(server.process.pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", port) for port in (server.http_port, server.grpc_port, server.metrics_port)}
+
+
+def test_metrics_are_served(server: TritonServer) -> None:
+    sleep(server, 0.0)
+    with urllib.request.urlopen(server.metrics_url, timeout=5) as response:
+        assert b'nv_inference_request_success{model="sleeper"' in response.read()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.load_model("sleeper"),
+        lambda client: client.unload_model("sleeper"),
+        lambda client: client.get_model_repository_index(),
+        lambda client: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
+        lambda client: client.update_log_settings({"log_verbose_level": 1}),
+    ],
+    ids=["load", "unload", "index", "trace", "log"],
+)
+def test_control_over_grpc_is_refused(call: Callable[[object], object], server: TritonServer) -> None:
+    client = connect(server)
+    with pytest.raises(InferenceServerException, match="restricted"):
+        call(client)
+    assert client.is_model_ready("sleeper")
+
+
+@pytest.mark.parametrize(
+    "path", ["repository/index", "repository/models/sleeper/load", "repository/models/sleeper/unload", "logging"]
+)
+def test_control_over_http_is_refused(path: str, server: TritonServer) -> None:
+    request = urllib.request.Request(f"{server.http_url}/v2/{path}", data=b"{}", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(request, timeout=5)
+    assert raised.value.code == 403
+
+
+def test_hung_model_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:
+    hung = stubs(server)
+    assert hung
+    for stub in hung:
+        stub.suspend()
+    try:
+        start = time.monotonic()
+        with pytest.raises(readiness.NotReady, match=r"rest: no answer within 1 s"):
+            readiness.check(server.url, server.repository, timeout=1.0)
+        assert time.monotonic() - start < 4.0
+    finally:
+        for stub in hung:
+            stub.resume()
+    assert server.wait_until_ready(10) == ["rest"]
+
+
+def test_hung_server_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        with pytest.raises(readiness.NotReady, match="server: no answer within 1 s"):
+            readiness.check(server.url, server.repository, timeout=1.0)
+        assert time.monotonic() - start < 4.0
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    assert server.wait_until_ready(10) == ["rest"]
+
+
+def test_unreachable_server_is_not_ready(server: TritonServer) -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    with pytest.raises(readiness.NotReady, match=r"server: .*failed to connect"):
+        readiness.check(f"127.0.0.1:{port}", server.repository, timeout=3.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist; export the bundle again"),
+        ("[", "is not JSON"),
+        ("[]", "at least one request"),
+        ('[{"minutes": 1}]', "lacks a value for seconds"),
+        ('[{"seconds": -1.0}]', "output slept is not finite"),
+        ('[{"seconds": [0.0, 0.0]}]', "unexpected shape"),
+    ],
+    ids=["absent", "broken", "empty", "input missing", "answer not finite", "refused by Triton"],
+)
+def test_readiness_says_what_is_wrong(content: str | None, reason: str, server: TritonServer, tmp_path: Path) -> None:
+    shutil.copytree(server.repository, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "rest" / "readiness.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(readiness.NotReady, match=reason) as raised:
+        readiness.check(server.url, tmp_path, timeout=5.0)
+    assert list(raised.value.reasons) == ["rest"]
+
+
+def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: TritonServer) -> None:
+    with ThreadPoolExecutor(2) as callers:
+        in_flight = [callers.submit(sleep, server, 8.0) for _ in range(2)]
+        time.sleep(0.5)
+        for stub in stubs(server):
+            stub.kill()
+        killed = time.monotonic()
+        for answer in in_flight:
+            with pytest.raises(InferenceServerException, match="not healthy"):
+                answer.result(timeout=20)
+        assert time.monotonic() - killed < 7.0
+    with pytest.raises(readiness.NotReady, match="rest: .*not healthy"):
+        server.wait_until_ready(10)
+    assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
+
+
+# The end
+
+
+def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(tmp_path: Path) -> None:
+    server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    with server, ThreadPoolExecutor(6) as callers:
+        assert server.process is not None
+        prefix = next(SHARED_MEMORY.glob("shelfwise-*-lock")).name.removesuffix("lock")
+        processes = [psutil.Process(server.process.pid), *stubs(server)]
+        # Two instances: two requests in execution, four waiting.
+        answers = [callers.submit(sleep, server, 1.0) for _ in range(6)]
+        time.sleep(0.5)
+        begin = time.monotonic()
+        stopped = threading.Thread(target=server.stop)
+        stopped.start()
+        time.sleep(0.3)
+        with pytest.raises(InferenceServerException):
+            sleep(server, 0.0, timeout=5)
+        for answer in answers:
+            np.testing.assert_array_equal(answer.result(timeout=20), [[1.0]])
+        stopped.join(20)
+        assert time.monotonic() - begin < server.grace_seconds
+    assert server.stop() == 0
+    assert server.process.returncode == 0
+    assert not any(process.is_running() for process in processes)
+    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
+
+
+def test_stop_is_graceful_after_callers_gave_up(tmp_path: Path) -> None:
+    server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    with server:
+        for timeout in np.linspace(0.001, 0.01, 60):
+            try:
+                sleep(server, 0.002, timeout=float(timeout))
+            except InferenceServerException as error:
+                assert error.status() == "StatusCode.DEADLINE_EXCEEDED"
+        begin = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begin < 10
+
+
+def test_serve_prints_the_addresses_and_ends_with_status_0_on_sigterm(tmp_path: Path) -> None:
+    write_sleeper(tmp_path / "repository")
+    program = (
+        "import sys; from pathlib import Path; from serving.server import TritonServer, serve;"
+        "sys.exit(serve(TritonServer(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0, grace_seconds=10)))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "repository")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("gRPC 127.0.0.1:"):
+                    break
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    printed = "".join(lines)
+    assert "rest" in printed
+    assert "seconds FP32[1]" in printed
+    assert "slept FP32[1]" in printed
+    assert "in-flight requests have 10 s to finish" in errors
+    assert process.returncode == 0
+
+
+def test_shared_memory_of_a_killed_server_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from serving.server import TritonServer;"
+        "server = TritonServer(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0); server.start();"
+        "print(server.process.pid, server._shared_memory_lock.prefix, flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(write_sleeper(tmp_path))]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid, prefix = process.stdout.readline().split()
+        triton = psutil.Process(int(pid))
+        left_over = [triton, *triton.children()]
+        process.kill()
+    assert list(SHARED_MEMORY.glob(f"{prefix}*"))
+    remove_abandoned_shared_memory()
+    assert list(SHARED_MEMORY.glob(f"{prefix}*")), "regions of a living Triton must stay"
+    for victim in left_over:
+        victim.kill()
+    psutil.wait_procs(left_over, timeout=10)
+    assert prefix in remove_abandoned_shared_memory()
+    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
