@@ -35,10 +35,12 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", int(MAX_BACKOFF_SECONDS * 1000)),
     # An attempt to connect to a host that never answers is given up after this, not after 20 s.
     ("grpc.min_reconnect_backoff_ms", 5000),
-    # Finds a peer that vanished without closing its connection. Only sent while calls wait, and at most two in a
-    # row without data, which stays below what Triton's default settings count as abuse.
-    ("grpc.keepalive_time_ms", 30_000),
+    # Finds a peer that vanished without closing its connection, 20 s after it was last heard. Pings are only sent while
+    # calls wait, and at most two in a row without data, which stays below what Triton's default settings count as
+    # abuse. Newer gRPC heeds the second timeout where another ping is already under way, with a default of a minute.
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # A name with several addresses, such as a headless Kubernetes Service, is used in turn; gRPC's default stays with
     # the first address that answers.
     ("grpc.lb_policy_name", "round_robin"),

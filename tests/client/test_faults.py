@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -149,6 +149,50 @@ def test_replicas_take_turns_and_a_lost_one_is_passed_over(
         own_server.kill()
         for number in range(20):
             client.categorize(title=f"title {number}", k=1)
+
+
+class Link:
+    """A TCP forwarder whose connections can be made to lose everything without being closed, as a lost machine does."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.split(":")
+        self.target = (host, int(port))
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.cut = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listening.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self.target)
+            cut = self.cut
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._forward, args=(source, sink, cut), daemon=True).start()
+
+    @staticmethod
+    def _forward(source: socket.socket, sink: socket.socket, cut: threading.Event) -> None:
+        with suppress(OSError):  # the other side has hung up
+            while data := source.recv(2**16):
+                if not cut.is_set():
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def lose_connections(self) -> None:
+        """Those that exist; new ones work."""
+        self.cut.set()
+        self.cut = threading.Event()
+
+
+def test_connection_that_went_dead_is_replaced_and_the_call_repeated(scripted_server: TritonServer) -> None:
+    link = Link(scripted_server.url)
+    with link.listening, ShelfwiseClient(address(link.listening), timeout=30) as client:
+        client.categorize(title="a", k=1)
+        link.lose_connections()
+        with ends_within(21):
+            assert client.categorize(title="b", k=1).categories[0].label == "Title > b"
 
 
 def test_health_is_asked_once() -> None:
