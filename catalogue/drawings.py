@@ -102,7 +102,14 @@ class Pen:
 
     def polygon(self, points: Sequence[Point], fill: Colour, edge: Colour | None = None) -> None:
         """A filled polygon; its edge is a shade darker than the fill unless given."""
-        self._draw.polygon(self._place(points), fill=fill, outline=edge or mix(fill, INK, 0.45), width=2)
+        self._fill(self._place(points), fill, edge or mix(fill, INK, 0.45))
+
+    def _fill(self, placed: list[Point], fill: Colour | None, edge: Colour) -> None:
+        # Pillow's own wide outline goes through a mask of the whole canvas, at many times the cost of a line.
+        if fill is not None:
+            self._draw.polygon(placed, fill=fill)
+        if edge != fill:
+            self._draw.line([*placed, placed[0]], fill=edge, width=2)
 
     def cloth(self, points: Sequence[Point], style: Style) -> None:
         """A polygon in the main colour and the pattern of the style."""
@@ -120,7 +127,7 @@ class Pen:
         mask.paste(0, mask=Image.eval(marks, lambda on: 0 if on else 255).convert("1"))
         light = sum(style.main) > 620
         self.canvas.paste(style.dark if light else style.light, (left, top), mask)
-        self._draw.polygon(placed, outline=style.dark, width=2)
+        self._fill(placed, None, style.dark)
 
     def smooth(self, points: Sequence[Point], fill: Colour, edge: Colour | None = None) -> None:
         """A filled closed curve through the points."""

@@ -116,7 +116,7 @@ def _decode_with_pillow(data: bytes, height: int, width: int) -> tuple[np.ndarra
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"image declares too many pixels: {error}") from error
+        raise ImageError(f"image declares too many pixels, at most {MAX_PIXELS} are taken: {error}") from error
     except UnidentifiedImageError:
         raise ImageError(f"not an image of a known format ({', '.join(FORMATS)}): {_describe(data)}") from None
     except Exception as error:

@@ -199,8 +199,8 @@ SEASONAL = {
 
 NO_IMAGE = 0.01
 NO_TITLE = 0.015
-NO_CATEGORY_WORD = 0.10
-SHARED_WORD = 0.15
+NO_CATEGORY_WORD = 0.07
+SHARED_WORD = 0.10
 
 
 def generate_sample(path: Path | str, products: int = 4000, seed: int = 0) -> FeedSummary:
@@ -262,7 +262,7 @@ def _family(key: str, path: tuple[str, str, str], colours: int, seed: int, camer
         main = _shifted(COLOURS[colour], chance, 9)
         accent = max(accents, key=lambda candidate: (_distance(candidate, main) > 90, -accents.index(candidate)))
         title = "" if untitled else " ".join(word.replace("{colour}", colour) for word in words)
-        views = 0 if title and chance.random() < NO_IMAGE else chance.choices((1, 2, 3), (50, 32, 18))[0]
+        views = 0 if title and chance.random() < NO_IMAGE else chance.choices((1, 2, 3), (60, 28, 12))[0]
         yield Product(
             id=f"{key}-{colour.lower().replace(' ', '-')}",
             images=tuple(
@@ -349,15 +349,15 @@ class Camera:
         canvas = _background(chance)
         pen = Pen(
             canvas,
-            angle=math.radians(chance.gauss(0, 14)),
-            scale=chance.uniform(0.62, 1.05),
+            angle=math.radians(chance.gauss(0, 11)),
+            scale=chance.uniform(0.66, 1.05),
             tilt=chance.gauss(0, 0.12),
             squeeze=chance.uniform(0.72, 1.0),
             mirrored=chance.random() < 0.5,
             shift=(chance.gauss(0, 0.045), chance.gauss(0, 0.045)),
         )
         DRAWINGS[category](pen, Style(main, accent, pattern, random.Random(shape_seed)))
-        if chance.random() < 0.12:
+        if chance.random() < 0.1:
             _sticker(canvas, chance)
         pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32).reshape(IMAGE_HEIGHT, -1)
         cast = np.array([chance.uniform(0.94, 1.06) for _ in range(3)], dtype=np.float32)
@@ -365,7 +365,7 @@ class Camera:
         light *= 1 + chance.uniform(-0.15, 0.15) * self._across
         falloff = 1 + chance.uniform(-0.15, 0.15) * self._down
         top, left = chance.randrange(IMAGE_HEIGHT), 3 * chance.randrange(IMAGE_WIDTH)
-        grain = self._grain[top : top + IMAGE_HEIGHT, left : left + 3 * IMAGE_WIDTH] * chance.uniform(1, 9)
+        grain = self._grain[top : top + IMAGE_HEIGHT, left : left + 3 * IMAGE_WIDTH] * chance.uniform(1, 8)
         pixels = np.clip(pixels * light * falloff + grain, 0, 255).astype(np.uint8)
         picture = pixels.reshape(IMAGE_HEIGHT, IMAGE_WIDTH, 3)
         return simplejpeg.encode_jpeg(picture, quality=chance.randrange(70, 93), colorsubsampling="420")
