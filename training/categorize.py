@@ -82,6 +82,26 @@ class CategorizeSettings(BaseModel):
         stages = {name: getattr(self, name).model_copy(update={"seed": self.seed}) for name in STAGES}
         return self.model_copy(update=stages)
 
+    def overridden(self, *, labels: str | None = None, epochs: int | None = None, **given: Any) -> CategorizeSettings:
+        """These settings with what a command line gives; None leaves a setting as it is.
+
+        Args:
+            labels: representation of the labels; without a `kl_weight` it is trained with λ = 1.
+            epochs: of fine-tuning.
+            given: any other setting by name.
+
+        Raises:
+            ValueError: a value is not allowed; the message names it.
+        """
+        values = self.model_dump() | {name: value for name, value in given.items() if value is not None}
+        if labels is not None:
+            values["labels"] = asdict(self.labels) | {"representation": labels}
+            if given.get("kl_weight") is None and not self.kl_weight:
+                values["kl_weight"] = 1.0
+        if epochs is not None:
+            values["finetune"] = values["finetune"] | {"epochs": epochs}
+        return CategorizeSettings.model_validate(values)
+
 
 STAGES = ("contrastive", "head", "finetune")
 

@@ -214,7 +214,7 @@ def augment(pixels: np.ndarray, shift: int, generator: np.random.Generator) -> n
     padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), constant_values=255)
     out = np.empty_like(pixels)
     offsets = generator.integers(0, 2 * shift + 1, (batch, 2))
-    mirrored = generator.integers(0, 2, batch, dtype=bool)
+    mirrored = np.asarray(generator.random(batch) < 0.5)
     for row, (top, left) in enumerate(offsets):
         crop = padded[row, top : top + height, left : left + width]
         out[row] = crop[:, ::-1] if mirrored[row] else crop

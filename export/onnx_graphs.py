@@ -1,0 +1,130 @@
+"""PyTorch modules to ONNX files, with a dynamic batch axis.
+
+Opset and IR version are what Triton's shipped ONNX Runtime reads (24.10: opset 21, IR 10), so an exported repository
+goes to the official container unchanged.  Tensor names are the interface: encoders follow Hugging Face CLIP.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from models.category_head import CategoryHead
+from training.labels import NeighbourTable
+
+OPSET = 18
+MAX_OPSET = 21
+MAX_IR_VERSION = 10
+# Two, not one: the exporter takes a batch of one for a constant.
+EXAMPLE_ROWS = 2
+
+
+class ExportError(RuntimeError):
+    """A graph that could not be exported, or came out as Triton's ONNX Runtime would not read it."""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A served ONNX model: the module, example inputs by name (batch axis first), and the outputs' names."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+
+
+class ServedCategoryHead(nn.Module):
+    """A category head with the look-up of its answers: the k most probable classes and how odd the answer is.
+
+    Args:
+        head: gives logits.
+        soft_labels: the label-neighbour table; its weights are the soft label of every class.
+        top_k: classes an answer lists.
+    """
+
+    neighbour_ids: Tensor
+    neighbour_weights: Tensor
+    negative_entropy: Tensor
+
+    def __init__(self, head: CategoryHead, soft_labels: NeighbourTable, top_k: int) -> None:
+        super().__init__()
+        self.head = head
+        self.top_k = top_k
+        weights = soft_labels.weights
+        self.register_buffer("neighbour_ids", soft_labels.ids.long())
+        self.register_buffer("neighbour_weights", weights)
+        self.register_buffer("negative_entropy", torch.xlogy(weights, weights).sum(1, keepdim=True))
+
+    def forward(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The answer of each row.
+
+        Args:
+            image_embeds, text_embeds: [B, D] float32.
+            image_present, text_present: [B, 1] bool.
+
+        Returns:
+            category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl [B, 1] float32,
+            KL(soft label of the first category ‖ predicted distribution).
+        """
+        logits = self.head(image_embeds, text_embeds, image_present, text_present)
+        log_probability = torch.log_softmax(logits.float(), dim=-1)
+        top, category_id = log_probability.topk(self.top_k, dim=-1)
+        first = category_id[:, 0]
+        near = log_probability.gather(1, self.neighbour_ids[first])
+        cross_entropy = -(self.neighbour_weights[first] * near).sum(1, keepdim=True)
+        return category_id.to(torch.int32), top.exp(), cross_entropy + self.negative_entropy[first]
+
+
+def export_onnx(graph: GraphSpec, path: Path) -> None:
+    """Writes `graph` as one ONNX file.
+
+    Raises:
+        ExportError: the module cannot be traced, or the file needs a newer ONNX Runtime than Triton ships.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    names = list(graph.inputs)
+    # The exporter narrates every step at level INFO and warns about its own internals.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph.module.eval(),
+                tuple(graph.inputs.values()),
+                dynamo=True,
+                input_names=names,
+                output_names=list(graph.outputs),
+                dynamic_shapes=tuple({0: batch} for _ in names),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"{graph.name}: PyTorch could not export the model: {error}") from error
+    assert program is not None
+    program.save(str(path), external_data=False)
+    check_versions(path)
+
+
+def check_versions(path: Path) -> None:
+    """Refuses an ONNX file that the ONNX Runtime in Triton's container cannot read.
+
+    Raises:
+        ExportError: naming file, what it has and what would be right.
+    """
+    model = onnx.load(path, load_external_data=False)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if not 0 < opset <= MAX_OPSET:
+        raise ExportError(f"{path} has opset {opset}; Triton's ONNX Runtime reads 1 to {MAX_OPSET}")
+    if model.ir_version > MAX_IR_VERSION:
+        raise ExportError(
+            f"{path} has IR version {model.ir_version}; Triton's ONNX Runtime reads up to {MAX_IR_VERSION}"
+        )

@@ -1,0 +1,120 @@
+"""The parity gate: an exported file answers as PyTorch float32 does, on real inputs, or it is not written.
+
+Every output is compared row by row: cosine and largest absolute difference for what is continuous, agreement of the
+first entry for class numbers (the order of classes that are equally improbable means nothing).  Real inputs come from
+the products that the bundle carries, each also with its image and with its title left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from .onnx_graphs import GraphSpec
+
+PARITY_BATCH = 7  # odd on purpose: no batch size the exporter saw, and the last batch differs again
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """What an exported model must keep to. Defaults: float32."""
+
+    min_cosine: float = 0.9999
+    max_difference: float = 1e-4
+    min_agreement: float = 0.999
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """How one output compares over all rows; `agreement` is for class numbers, the other two for everything else."""
+
+    output: str
+    rows: int
+    cosine: float | None = None
+    difference: float | None = None
+    agreement: float | None = None
+
+    def failure(self, limits: ParityLimits) -> str:
+        """Which limit is missed, "" for none. A value that is not a number misses its limit."""
+        if self.agreement is not None and not self.agreement >= limits.min_agreement:
+            return f"{self.output}: top-1 agreement is {self.agreement:.4f}, must be at least {limits.min_agreement}"
+        if self.cosine is not None and not self.cosine >= limits.min_cosine:
+            return f"{self.output}: cosine is {self.cosine:.6f}, must be at least {limits.min_cosine}"
+        if self.difference is not None and not self.difference <= limits.max_difference:
+            return (
+                f"{self.output}: largest difference is {self.difference:.2e}, must be at most {limits.max_difference}"
+            )
+        return ""
+
+
+class ParityError(RuntimeError):
+    """An exported model answers differently from PyTorch; names the model, the output and the figure."""
+
+
+def check_parity(
+    graph: GraphSpec, path: Path, inputs: Mapping[str, Tensor], limits: ParityLimits | None = None
+) -> list[OutputParity]:
+    """Compares the file at `path` with `graph.module` on `inputs`.
+
+    Args:
+        graph: the model in PyTorch.
+        path: its ONNX file.
+        inputs: real inputs [N, …] by name, N ≥ 1.
+        limits: what is asked for; float32's when None.
+
+    Returns:
+        A comparison per output.
+
+    Raises:
+        ParityError: an output misses its limit.
+    """
+    limits = limits or ParityLimits()
+    expected = run_torch(graph, inputs)
+    found = run_onnx(path, inputs, list(graph.outputs))
+    comparisons = [compare(name, expected[name], found[name]) for name in graph.outputs]
+    failures = [failure for failure in (comparison.failure(limits) for comparison in comparisons) if failure]
+    if failures:
+        raise ParityError(f"{graph.name}: the exported model differs from PyTorch: {'; '.join(failures)}")
+    return comparisons
+
+
+@torch.no_grad()
+def run_torch(graph: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Every output [N, …] of the PyTorch module on `inputs`."""
+    output = graph.module.eval()(*(inputs[name] for name in graph.inputs))
+    outputs = output if isinstance(output, tuple) else (output,)
+    return {name: tensor.numpy() for name, tensor in zip(graph.outputs, outputs, strict=True)}
+
+
+def run_onnx(path: Path, inputs: Mapping[str, Tensor], outputs: list[str]) -> dict[str, np.ndarray]:
+    """Every output [N, …] of an ONNX file on `inputs`, computed in several batches of different sizes."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        session.run(outputs, {name: tensor[start : start + PARITY_BATCH].numpy() for name, tensor in inputs.items()})
+        for start in range(0, rows, PARITY_BATCH)
+    ]
+    return {name: np.concatenate(column) for name, column in zip(outputs, zip(*parts, strict=True), strict=True)}
+
+
+def compare(output: str, expected: np.ndarray, found: np.ndarray) -> OutputParity:
+    """Compares one output, [N, …] each; the cosine is the smallest over the rows."""
+    rows = len(expected)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ParityError(
+            f"{output}: PyTorch gives {expected.dtype} {expected.shape}, the file {found.dtype} {found.shape}"
+        )
+    if np.issubdtype(expected.dtype, np.integer):
+        return OutputParity(output, rows, agreement=float(np.mean(expected[:, 0] == found[:, 0])))
+    # A single number has no direction within its row: there the cosine is taken over all rows.
+    a, b = (array.reshape(rows, -1).astype(np.float64) for array in (expected, found))
+    if a.shape[1] == 1:
+        a, b = a.T, b.T
+    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
+    return OutputParity(output, rows, cosine=float(cosine.min()), difference=float(np.abs(a - b).max()))

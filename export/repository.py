@@ -1,0 +1,160 @@
+"""Versions in a model repository: published whole, the previous one kept, rolled back by one command.
+
+The repository in git holds what a person writes (config.pbtxt, model.py); the export adds numbered versions of what is
+built.  All models of an ensemble move together: version N of the ensemble is version N of each of its steps.  New
+versions are written aside, checked there, and renamed into place, the ensemble's last: its `release.json` says that the
+version is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from catalogue.atomic import atomic_file, sync
+
+SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
+RELEASE_FILE = "release.json"
+SOURCE_FILES = ("model.py", ".gitkeep")
+KEPT_VERSIONS = 2
+
+
+class RepositoryError(RuntimeError):
+    """A repository that is not in the state that a command needs."""
+
+
+def read_config(model: str, repository: Path = SOURCE) -> ModelConfig:
+    """The configuration of a model.
+
+    Raises:
+        RepositoryError: there is none, or it is no text protobuf; names the file.
+    """
+    path = repository / model / "config.pbtxt"
+    try:
+        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except FileNotFoundError:
+        raise RepositoryError(f"{path} is missing") from None
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path}: {error}") from error
+    config.name = config.name or model
+    return config
+
+
+def ensemble_models(ensemble: str, repository: Path = SOURCE) -> list[str]:
+    """The steps of an ensemble in order, the ensemble itself last."""
+    steps = [step.model_name for step in read_config(ensemble, repository).ensemble_scheduling.step]
+    return [*dict.fromkeys(steps), ensemble]
+
+
+def published_versions(repository: Path, ensemble: str) -> list[int]:
+    """The complete versions of an ensemble, oldest first."""
+    folders = (repository / ensemble).glob(f"[0-9]*/{RELEASE_FILE}")
+    return sorted(int(path.parent.name) for path in folders)
+
+
+class StagedVersion:
+    """The next version of an ensemble while it is being written; made by `stage_version`."""
+
+    def __init__(self, folder: Path, repository: Path, ensemble: str, version: int) -> None:
+        self.folder = folder
+        self.repository = repository
+        self.ensemble = ensemble
+        self.version = version
+        self.models = ensemble_models(ensemble)
+        for model in self.models:
+            self.path(model).mkdir(parents=True)
+            for name in SOURCE_FILES:
+                if (SOURCE / model / "1" / name).is_file():
+                    shutil.copyfile(SOURCE / model / "1" / name, self.path(model) / name)
+
+    def path(self, model: str) -> Path:
+        """The folder that becomes `<repository>/<model>/<version>`."""
+        return self.folder / model / str(self.version)
+
+    def publish(self, release: dict[str, Any]) -> None:
+        """Moves the version into the repository, beside the configurations, and drops versions that are too old."""
+        (self.path(self.ensemble) / RELEASE_FILE).write_text(json.dumps(release, indent=2) + "\n")
+        for file in sorted(self.folder.rglob("*"), reverse=True):
+            sync(file)
+        for model in self.models:
+            target = self.repository / model
+            target.mkdir(parents=True, exist_ok=True)
+            if self.repository.resolve() != SOURCE:
+                with atomic_file(target / "config.pbtxt") as aside:
+                    shutil.copyfile(SOURCE / model / "config.pbtxt", aside)
+            _replace_folder(self.path(model), target / str(self.version))
+            sync(target)
+        for old in published_versions(self.repository, self.ensemble)[:-KEPT_VERSIONS]:
+            _remove_version(self.repository, self.models, old)
+
+
+@contextmanager
+def stage_version(repository: Path, ensemble: str) -> Iterator[StagedVersion]:
+    """Opens the next version of an ensemble for writing; what is not published by the end is removed.
+
+    Raises:
+        RepositoryError: the ensemble is none of this release's.
+    """
+    if not (SOURCE / ensemble / "config.pbtxt").is_file():
+        raise RepositoryError(f"there is no model {ensemble!r} in {SOURCE}")
+    repository.mkdir(parents=True, exist_ok=True)
+    version = max(published_versions(repository, ensemble), default=0) + 1
+    # Beside the repository, not in it (Triton takes every folder inside for a model), and on the same file system.
+    folder = repository.resolve().parent / f".{repository.name}.{os.getpid()}.staging"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield StagedVersion(folder, repository, ensemble, version)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rollback(repository: Path, ensemble: str) -> int:
+    """Removes the newest version of an ensemble and its steps, so that the one before it is served.
+
+    Returns:
+        The version that is now the newest.
+
+    Raises:
+        RepositoryError: there is no earlier version.
+    """
+    versions = published_versions(repository, ensemble)
+    if len(versions) < 2:
+        raise RepositoryError(f"{repository / ensemble} has versions {versions}: there is none to go back to")
+    _remove_version(repository, ensemble_models(ensemble), versions[-1])
+    return versions[-2]
+
+
+def _remove_version(repository: Path, models: list[str], version: int) -> None:
+    # The ensemble first: without its release file the version counts as incomplete from the first moment on.
+    for model in reversed(models):
+        folder = repository / model / str(version)
+        (folder / RELEASE_FILE).unlink(missing_ok=True)
+        if repository.resolve() == SOURCE and version == 1:  # holds files of git
+            for file in folder.iterdir():
+                if file.name not in SOURCE_FILES:
+                    _remove(file)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Renames `new` to `target`; a leftover of an interrupted export, or git's own files, make room first."""
+    old = new.with_name(f"{new.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,267 @@
+"""The command line of Shelfwise: one sub-command a step of the way, and no logic of its own.
+
+    shelfwise sample PATH                     draw a catalogue to try everything on
+    shelfwise train categorize FEED --run DIR train, resume, and write DIR/bundle
+    shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
+    shelfwise rollback                        back to the version before
+    shelfwise serve                           Triton on the repository, in the foreground
+    shelfwise ready                           one true inference through every ensemble
+    shelfwise categorize IMAGE --title …      ask a running server
+
+Imports are inside the commands: asking a server needs no torch, and --help answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from catalogue.feed import Feed
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Product understanding for a catalogue, trained and served.",
+)
+train_app = typer.Typer(no_args_is_help=True, help="Train a system on a product feed.")
+labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
+app.add_typer(train_app, name="train")
+app.add_typer(labels_app, name="labels")
+
+REPOSITORY = Path(__file__).resolve().parent / "model_repository"
+
+RepositoryOption = Annotated[
+    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Model repository in Triton's layout.")
+]
+UrlOption = Annotated[str, typer.Option(envvar="SHELFWISE_URL", help="gRPC address of the server, host:port.")]
+
+
+def fail(error: Exception) -> NoReturn:
+    """Ends the program with an error's sentence instead of a traceback."""
+    typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1)
+
+
+@app.command()
+def sample(
+    path: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    products: Annotated[int, typer.Option(min=1, help="How many products to draw.")] = 4000,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same catalogue.")] = 0,
+) -> None:
+    """Draw a sample catalogue: products in shapes, brands and colours, with titles and images."""
+    from catalogue.sample import generate_sample
+
+    summary = generate_sample(path, products, seed)
+    typer.echo(f"{path}: {summary.products} products")
+
+
+@train_app.command("categorize")
+def train_categorize(
+    feed: Annotated[Path, typer.Argument(help="Product feed, .parquet or .csv.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
+    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
+    on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+    settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Target distribution: one_hot, curriculum, …")] = None,
+    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term.")] = None,
+    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for label neighbours.")] = None,
+    image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the image encoder.")] = None,
+    text_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the text encoder.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning; 0: frozen encoders.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+) -> None:
+    """Train a categorizer and write its bundle to RUN/bundle."""
+    from catalogue.feed import FeedError
+    from training.bundle import save_bundle
+    from training.categorize import CategorizeSettings, train_categorizer
+    from training.train import make_accelerator
+
+    try:
+        recipe = CategorizeSettings.model_validate_json(settings.read_text() if settings else "{}")
+        recipe = recipe.overridden(
+            labels=labels,
+            kl_weight=kl_weight,
+            label_encoder=label_encoder,
+            image_checkpoint=image_checkpoint,
+            text_checkpoint=text_checkpoint,
+            epochs=epochs,
+            seed=seed,
+        )
+        accelerator = make_accelerator()
+        bundle = train_categorizer(_open(feed, preset, column, on_error), recipe, run, accelerator)
+        if accelerator.is_main_process:
+            save_bundle(run / "bundle", bundle)
+            _print_metrics(bundle.config.metrics)
+            typer.echo(f"{run / 'bundle'} written")
+    except (FeedError, ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+
+
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, from `shelfwise train`.")],
+    repository: RepositoryOption = REPOSITORY,
+) -> None:
+    """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
+    from export.categorize import export_categorizer
+    from export.onnx_graphs import ExportError
+    from export.parity import ParityError
+    from training.bundle import BundleError
+
+    try:
+        report = export_categorizer(bundle, repository, progress=typer.echo)
+    except (BundleError, ExportError, ParityError, OSError) as error:
+        fail(error)
+    for model, outputs in report.parity.items():
+        for output in outputs:
+            figures = (
+                f"top-1 agreement {output.agreement:.4f}"
+                if output.agreement is not None
+                else f"cosine {output.cosine:.7f}  largest difference {output.difference:.1e}"
+            )
+            typer.echo(f"  {model:14} {output.output:14} {figures}  ({output.rows} real inputs)")
+    typer.echo(f"{report.repository}: version {report.version} published")
+
+
+@app.command()
+def rollback(
+    ensemble: Annotated[str, typer.Argument(help="Which ensemble to take back by one version.")] = "categorize",
+    repository: RepositoryOption = REPOSITORY,
+) -> None:
+    """Remove the newest version of an ensemble, so that the one before it is served."""
+    from export.repository import RepositoryError
+    from export.repository import rollback as roll_back
+
+    try:
+        typer.echo(f"{ensemble} is back at version {roll_back(repository, ensemble)}; restart the server to serve it")
+    except RepositoryError as error:
+        fail(error)
+
+
+@app.command()
+def serve(
+    repository: RepositoryOption = REPOSITORY,
+    host: Annotated[str, typer.Option(envvar="SHELFWISE_HOST", help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="0 picks a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(envvar="SHELFWISE_GRPC_PORT", help="0 picks a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(envvar="SHELFWISE_METRICS_PORT", help="0 picks a free one.")] = 8002,
+    log_file: Annotated[
+        Path | None, typer.Option(envvar="SHELFWISE_LOG_FILE", help="Triton's log; else stderr.")
+    ] = None,
+    grace: Annotated[float, typer.Option(envvar="SHELFWISE_GRACE", help="Seconds a stop waits for requests.")] = 30.0,
+    model_control: Annotated[
+        bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
+    ] = False,
+) -> None:
+    """Serve a model repository with Triton until SIGTERM or Ctrl-C."""
+    from serving.environment import ServerEnvironmentError
+    from serving.readiness import NotReady
+    from serving.server import ServerError, TritonServer
+    from serving.server import serve as run_server
+
+    server = TritonServer(
+        repository,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        log_file=log_file,
+        grace_seconds=grace,
+        model_control=model_control,
+    )
+    try:
+        status = run_server(server)
+    except (ServerEnvironmentError, ServerError, NotReady) as error:
+        fail(error)
+    raise typer.Exit(status)
+
+
+@app.command()
+def ready(
+    url: UrlOption = "127.0.0.1:8001",
+    repository: RepositoryOption = REPOSITORY,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+) -> None:
+    """Send one true inference through every ensemble of a running server; exit status 1 when one fails."""
+    from serving.readiness import NotReady, check
+
+    try:
+        typer.echo(f"ready: {', '.join(check(url, repository, timeout))}")
+    except NotReady as error:
+        fail(error)
+
+
+@app.command()
+def categorize(
+    image: Annotated[Path | None, typer.Argument(help="Image file; may be left out when a title is given.")] = None,
+    title: Annotated[str | None, typer.Option(help="The product's title.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Categories to list.")] = 5,
+    url: UrlOption = "127.0.0.1:8001",
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
+) -> None:
+    """Ask a running server for the category of a product."""
+    from client import ShelfwiseClient, ShelfwiseError
+
+    try:
+        with ShelfwiseClient(url, timeout=timeout) as client:
+            answer = client.categorize(image=image, title=title, k=k)
+    except (ShelfwiseError, OSError) as error:
+        fail(error)
+    for category in answer.categories:
+        typer.echo(f"{category.probability:7.4f}  {category.label}")
+    typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
+
+
+@labels_app.command("show")
+def labels_show(
+    category: Annotated[str, typer.Argument(help="A category, by its full path or its last name.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/demo/categorize/bundle"),
+) -> None:
+    """Print the nearest labels of a category, with their similarity and their share of its soft label."""
+    from training.bundle import BundleError, load_bundle
+
+    try:
+        loaded = load_bundle(bundle)
+        row = loaded.taxonomy.find(category)
+    except (BundleError, ValueError) as error:
+        fail(error)
+    table = loaded.neighbours
+    for number, similarity, weight in zip(
+        table.ids[row].tolist(), table.similarities[row].tolist(), table.weights[row].tolist(), strict=True
+    ):
+        typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {loaded.taxonomy.label(number)}")
+
+
+def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:
+    from catalogue.feed import detect_preset, open_feed
+
+    overrides: dict[str, Any] = {}
+    for assignment in columns or []:
+        field, separator, column = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"--column wants FIELD=COLUMN, got {assignment!r}")
+        overrides[field] = column.split(",") if "," in column else column
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
+    chosen = preset or (None if overrides else detect_preset(path))
+    return open_feed(path, chosen, on_error, **overrides)  # type: ignore[arg-type]
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    for recipe, reports in metrics.items():
+        if isinstance(reports, dict):
+            served = " (served)" if recipe == metrics["served"] else ""
+            for modality, report in reports.items():
+                typer.echo(
+                    f"{recipe + served:20} {modality:14} top-1 {report['top_1']:.4f}  top-5 {report['top_5']:.4f}  "
+                    f"near in top-5 {report['near_in_top_5']:.2f}"
+                )
+
+
+if __name__ == "__main__":
+    app()

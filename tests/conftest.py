@@ -1,0 +1,78 @@
+"""What tests of several packages share: a sample catalogue, a categorizer trained on it, its repository, a server.
+
+All of it is real and small: some hundred drawn products, an epoch of each training stage, the exported graphs, Triton.
+Built once a session, on first use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data sets; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("SHELFWISE_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set SHELFWISE_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn catalogue of 400 products."""
+    from catalogue.sample import generate_sample
+
+    path = tmp_path_factory.mktemp("feed") / "sample.parquet"
+    generate_sample(path, products=400, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on the drawn catalogue for one epoch a stage."""
+    from catalogue.feed import open_feed
+    from training.bundle import save_bundle
+    from training.categorize import CategorizeSettings, train_categorizer
+    from training.train import TrainConfig, make_accelerator
+
+    run = tmp_path_factory.mktemp("run")
+    settings = CategorizeSettings(
+        image_height=40,
+        image_width=32,
+        embed_dim=64,
+        vocab_size=1000,
+        contrastive=TrainConfig(epochs=1, batch_size=64),
+        head=TrainConfig(epochs=2, batch_size=64),
+        finetune=TrainConfig(epochs=1, batch_size=32),
+    )
+    bundle = train_categorizer(open_feed(sample_feed), settings, run, make_accelerator())
+    save_bundle(run / "bundle", bundle)
+    return run / "bundle"
+
+
+@pytest.fixture(scope="session")
+def categorize_repository(categorize_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle exported to a repository of its own."""
+    from export.categorize import export_categorizer
+
+    repository = tmp_path_factory.mktemp("served") / "model_repository"
+    export_categorizer(categorize_bundle, repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A running Triton on the exported repository, on free ports of localhost."""
+    from serving.server import TritonServer
+
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log)
+    with server:
+        yield server
