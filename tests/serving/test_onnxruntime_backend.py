@@ -247,7 +247,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, str], object], str]] = {
         lambda repository, name: doubled(
             repository, name, config='max_batch_size: 8 input { name: "x" data_type: TYPE_FP32 dims: -1 }'
         ),
-        r"tensor 'x': the model expects 2 dimensions \(shape \[-1, 4\]\) but the model configuration specifies 2 .*\[-1, -1\]",
+        r"tensor 'x': the model expects 2 dimensions \(shape \[-1, 4\]\) but the model configuration .*\[-1, -1\]",
     ),
     "output dims looser than the model's": (
         lambda repository, name: doubled(

@@ -2,8 +2,8 @@
 
 Control characters (NUL among them) count as spaces. Text that is empty or only white space is "no text":
 text_present = false, with at least one attended position, since attention over nothing has no value. Invalid UTF-8
-fails its own request with INVALID_ARG. A very long text is cut before it is tokenised: the longest token of the
-vocabulary times max_length is all that can reach the result, so a megabyte costs no more than a title.
+fails its own request with INVALID_ARG. A very long text is cut before it is tokenised, generously: max_length times the
+longest token of the vocabulary is all that can reach the result, so a megabyte costs no more than a title.
 """
 
 import json
@@ -32,7 +32,8 @@ class TritonPythonModel:
         self.tokenizer.enable_padding(
             length=self.max_length, pad_id=padding["pad_id"], pad_token=padding["pad_token"], direction="right"
         )
-        self.max_characters = self.max_length * (1 + max(map(len, self.tokenizer.get_vocab()), default=1))
+        # Four times what the tokens can hold: a normalizer may compose several characters into one.
+        self.max_characters = 4 * self.max_length * max(map(len, self.tokenizer.get_vocab()))
 
     def execute(self, requests):
         """One response a request."""
