@@ -73,14 +73,16 @@ def fitted_size(height: int, width: int, target_height: int, target_width: int) 
 
 
 def _decode_jpeg(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]:
+    exif, progressive = _read_jpeg_segments(data)
+    if progressive and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError(f"progressive JPEG of {scans} scans; at most {MAX_SCANS} are taken")
     try:
         stored_height, stored_width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError as error:
         raise ImageError(f"damaged JPEG, {len(data)} bytes: {error}") from error
+    except KeyError:  # a chroma subsampling that simplejpeg has no name for
+        return _decode_with_pillow(data, height, width)
     _check_pixels("JPEG", stored_height, stored_width)
-    exif, progressive = _read_jpeg_segments(data)
-    if progressive and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ImageError(f"progressive JPEG of {scans} scans; at most {MAX_SCANS} are taken")
     if colours in ("CMYK", "YCCK"):
         return _decode_with_pillow(data, height, width)
     orientation = 1 if exif is None else _exif_orientation(exif)
@@ -225,6 +227,7 @@ SIGNATURES = (
     (b"%!PS", "a PostScript document"),
     (b"8BPS", "a Photoshop document"),
     (b"\x89PNG\r\n\x1a\n", "a damaged PNG"),
+    (b"\xff\xd8\xff", "a damaged JPEG"),
     (b"\x00\x00\x01\x00", "an icon file"),
 )
 
