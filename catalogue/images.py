@@ -78,9 +78,7 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]
         raise ImageError(f"progressive JPEG of {scans} scans; at most {MAX_SCANS} are taken")
     try:
         stored_height, stored_width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG, {len(data)} bytes: {error}") from error
-    except KeyError:  # a chroma subsampling that simplejpeg has no name for
+    except (ValueError, KeyError):  # damaged, or a chroma subsampling that simplejpeg has no name for
         return _decode_with_pillow(data, height, width)
     _check_pixels("JPEG", stored_height, stored_width)
     if colours in ("CMYK", "YCCK"):

@@ -1,5 +1,6 @@
 """The decoder: every kind of file, shown as a viewer shows it or refused with what was found."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -328,20 +329,14 @@ def test_damaged_bytes_never_raise_anything_but_image_errors(format, data):
     original = bytearray(encoded(quarters(24), format))
     for _ in range(data.draw(st.integers(1, 6))):
         original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        decoded = decode_image(bytes(original), 16, 16)
-    except ImageError as error:
-        assert str(error)
-    else:
-        assert decoded.shape == (16, 16, 3)
+    with contextlib.suppress(ImageError):
+        assert decode_image(bytes(original), 16, 16).shape == (16, 16, 3)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_image_or_an_image_error(data):
-    try:
+    with contextlib.suppress(ImageError):
         assert decode_image(data, 8, 8).shape == (8, 8, 3)
-    except ImageError as error:
-        assert str(error)
 
 
 def test_too_many_bytes_are_refused_with_both_numbers():
