@@ -552,9 +552,7 @@ def _linear_focal_label_kl(
 @_linear_focal_label_kl.register_fake
 def _(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     loss = _fake_loss(hidden, "none")
-    if not hidden.is_cuda:
-        return loss, loss.new_empty(hidden.shape[0], 0)
-    return loss, loss.new_empty(hidden.shape[0], STATISTICS)
+    return loss, loss.new_empty(hidden.shape[0], STATISTICS if _takes_triton(hidden) else 0)
 
 
 @torch.library.custom_op("shelfwise::linear_focal_label_kl_backward", mutates_args=())

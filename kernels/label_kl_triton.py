@@ -11,11 +11,14 @@ from __future__ import annotations
 
 # mypy: allow-untyped-defs
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.label_kl import STATISTICS
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -36,15 +39,17 @@ def _focal(exponent, total, gamma):
     neither end cancels; the slope's (1-p)^(gamma-1) * log p is written without its pole at p = 1.
     """
     of_label = tl.exp2(exponent)
+    inverse = 1.0 / total
     rest = total - of_label
     rest = tl.where(rest < 0, 0.0, rest)
-    odds = rest / of_label
+    p = of_label * inverse
+    complement = rest * inverse
+    odds = rest * tl.exp2(-exponent)
     shifted = 1.0 + odds
-    likely = tl.where(shifted == 1.0, odds, tl.log(shifted) * (odds / (shifted - 1.0)))
+    # What 1 + odds lost in rounding comes back to first order; 1 / (1 + odds) is p.
+    likely = tl.log(shifted) + (odds - (shifted - 1.0)) * p
     unlikely = (tl.log2(total) - exponent) * LN2
     surprise = tl.where(rest < of_label, likely, unlikely)
-    p = of_label / total
-    complement = rest / total
     power = tl.where(gamma == 0.0, 1.0, tl.exp2(gamma * tl.log2(complement)))
     bend = tl.where(complement > 0, surprise / complement, 1.0)
     slope = power * (1.0 + tl.where(p > 0, gamma * p * bend, 0.0))
@@ -52,22 +57,32 @@ def _focal(exponent, total, gamma):
 
 
 @triton.jit
-def _entries(label, neighbour_ids, neighbour_weights, ENTRIES: tl.constexpr, ENTRIES_PADDED: tl.constexpr):
-    """Ids, weights and mask of a class's target, and the mass on each id when equal ids are put together."""
+def _entries(
+    label,
+    neighbour_ids,
+    neighbour_weights,
+    CLASSES: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    ENTRIES_PADDED: tl.constexpr,
+):
+    """Ids of a class's target, their weights, and the mass on each id when equal ids are put together.
+
+    An id out of range is never followed: its weight becomes NaN, and with it the row's loss and gradient.
+    """
     entry = tl.arange(0, ENTRIES_PADDED)
-    used = entry < ENTRIES
     at = label.to(tl.int64) * ENTRIES
-    ids = tl.load(neighbour_ids + at + entry, mask=used, other=-1).to(tl.int32)
-    weights = tl.load(neighbour_weights + at + entry, mask=used, other=0.0)
+    ids = tl.load(neighbour_ids + at + entry, mask=entry < ENTRIES, other=-1).to(tl.int32)
+    weights = tl.load(neighbour_weights + at + entry, mask=entry < ENTRIES, other=0.0)
+    inside = (ids >= 0) & (ids < CLASSES)
+    weights = tl.where((entry < ENTRIES) & (inside == 0), float("nan"), weights)
     mass = tl.zeros([ENTRIES_PADDED], dtype=tl.float32)
     CHUNK: tl.constexpr = ENTRIES_PADDED if ENTRIES_PADDED < 32 else 32
     for chunk in tl.static_range(0, ENTRIES_PADDED, CHUNK):
         other = chunk + tl.arange(0, CHUNK)
-        other_used = other < ENTRIES
-        other_ids = tl.load(neighbour_ids + at + other, mask=other_used, other=-1).to(tl.int32)
-        other_weights = tl.load(neighbour_weights + at + other, mask=other_used, other=0.0)
-        mass += tl.sum(tl.where(ids[:, None] == other_ids[None, :], other_weights[None, :], 0.0), axis=1)
-    return ids, weights, mass, used
+        other_ids = tl.load(neighbour_ids + at + other, mask=other < ENTRIES, other=-1).to(tl.int32)
+        other_weights = tl.load(neighbour_weights + at + other, mask=other < ENTRIES, other=0.0)
+        mass += tl.sum(tl.where(other_ids[:, None] == ids[None, :], other_weights[:, None], 0.0), axis=0)
+    return ids, inside, weights, mass
 
 
 @triton.jit
@@ -82,17 +97,15 @@ def _target(
     ENTRIES: tl.constexpr,
     ENTRIES_PADDED: tl.constexpr,
 ):
-    """A row's label, its target and their logits; ids out of range are never followed, the row is `sound` without."""
+    """A row's label, whether it counts and is a class, its target, and the logits of both."""
     label = tl.load(labels + program).to(tl.int64)
     counted = label != ignore_index
     known = (label >= 0) & (label < CLASSES)
     label = tl.where(known, label, 0)
-    ids, weights, mass, used = _entries(label, neighbour_ids, neighbour_weights, ENTRIES, ENTRIES_PADDED)
-    inside = (ids >= 0) & (ids < CLASSES)
-    sound = known & (tl.sum((used & (inside == 0)).to(tl.int32), axis=0) == 0)
+    ids, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
     x_label = tl.load(row + label).to(tl.float32)
     x_entries = tl.load(row + ids, mask=inside, other=0.0).to(tl.float32)
-    return label, counted, sound, ids, weights, mass, inside, x_label, x_entries
+    return label, counted, known, ids, weights, mass, inside, x_label, x_entries
 
 
 @triton.jit
@@ -105,7 +118,7 @@ def _divergence(weights, mass, exponents, total):
 @triton.jit
 def _row_loss(
     label,
-    sound,
+    known,
     weights,
     mass,
     x_label,
@@ -126,8 +139,8 @@ def _row_loss(
         focal *= alpha
         slope *= alpha
     divergence = _divergence(weights, mass, tl.fma(x_entries, soft_scale, -maximum * soft_scale), soft_total)
-    row_loss = tl.where(sound, focal + kl_weight * divergence, float("nan"))
-    return row_loss, tl.where(sound, slope, float("nan")), complement
+    row_loss = tl.where(known, focal + kl_weight * divergence, float("nan"))
+    return row_loss, tl.where(known, slope, float("nan")), complement
 
 
 @triton.jit
@@ -271,7 +284,7 @@ def single_read_kernel(
         end_class = at_end & (end_column < CLASSES)
         x_end = tl.load(logits + start + end_column, mask=end_class, other=float("-inf")).to(tl.float32)
 
-    label, counted, sound, ids, weights, mass, inside, x_label, x_entries = _target(
+    label, counted, known, ids, weights, mass, inside, x_label, x_entries = _target(
         logits + start,
         program,
         labels,
@@ -324,7 +337,7 @@ def single_read_kernel(
 
     row_loss, slope, complement = _row_loss(
         label,
-        sound,
+        known,
         weights,
         mass,
         x_label,
@@ -343,8 +356,8 @@ def single_read_kernel(
     if WITH_GRADIENT:
         slope *= gradient_scale
         pull = kl_weight * inverse_temperature * gradient_scale
-        hard = slope / total
-        soft = pull * tl.sum(weights, axis=0) / soft_total
+        hard = slope * (1.0 / total)
+        soft = pull * tl.sum(weights, axis=0) * (1.0 / soft_total)
         both = hard + soft
         out = gradient + program * GRADIENT_STRIDE
         out_begin = out
@@ -463,7 +476,7 @@ def two_read_kernel(
         end_column, at_end = _ragged_ends(before, length, WIDTH, VECTOR)
         end_class = at_end & (end_column < CLASSES)
         x_end = tl.load(logits + start + end_column, mask=end_class, other=float("-inf")).to(tl.float32)
-    label, counted, sound, ids, weights, mass, inside, x_label, x_entries = _target(
+    label, counted, known, ids, weights, mass, inside, x_label, x_entries = _target(
         logits + start,
         program,
         labels,
@@ -494,7 +507,7 @@ def two_read_kernel(
 
     row_loss, slope, complement = _row_loss(
         label,
-        sound,
+        known,
         weights,
         mass,
         x_label,
@@ -513,8 +526,8 @@ def two_read_kernel(
     if WITH_GRADIENT:
         slope *= gradient_scale
         pull = kl_weight * inverse_temperature * gradient_scale
-        hard = slope / total
-        soft = pull * tl.sum(weights, axis=0) / soft_total
+        hard = slope * (1.0 / total)
+        soft = pull * tl.sum(weights, axis=0) * (1.0 / soft_total)
         both = hard + soft
         out = gradient + program * GRADIENT_STRIDE
         out_begin = out
@@ -540,7 +553,8 @@ def two_read_kernel(
                     g = e * hard + tl.exp2(tl.fma(x, soft_scale, -maximum * soft_scale)) * soft
                 else:
                     g = e * both
-                tl.store(out_begin + at + in_block, g.to(gradient.dtype.element_ty))
+                # Nothing of this row's size stays in L2 until the gradient is used: leave it to rows yet to be re-read.
+                tl.store(out_begin + at + in_block, g.to(gradient.dtype.element_ty), eviction_policy="evict_first")
             tl.debug_barrier()
             _correct(
                 out,
@@ -610,11 +624,11 @@ def label_kl_kernel(
         total += tl.sum(tl.exp2(tl.fma(x_end, scale, -maximum * scale)), axis=0)
     for candidate in tl.range(0, CANDIDATES):
         at = program * CANDIDATES + candidate
-        _, _, sound, _, weights, mass, _, _, x_entries = _target(
+        _, _, known, _, weights, mass, _, _, x_entries = _target(
             logits + start, at, candidates, neighbour_ids, neighbour_weights, -1, WIDTH, ENTRIES, ENTRIES_PADDED
         )
         divergence = _divergence(weights, mass, tl.fma(x_entries, scale, -maximum * scale), total)
-        tl.store(result + at, tl.where(sound, divergence, float("nan")))
+        tl.store(result + at, tl.where(known, divergence, float("nan")))
 
 
 @triton.jit
@@ -742,16 +756,14 @@ def row_loss_kernel(
     counted = label != ignore_index
     known = (label >= 0) & (label < CLASSES)
     label = tl.where(known, label, 0)
-    ids, weights, mass, used = _entries(label, neighbour_ids, neighbour_weights, ENTRIES, ENTRIES_PADDED)
-    inside = (ids >= 0) & (ids < CLASSES)
-    sound = known & (tl.sum((used & (inside == 0)).to(tl.int32), axis=0) == 0)
+    ids, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
     entry = tl.arange(0, ENTRIES_PADDED)
     x_entries = tl.load(entry_logits + program * ENTRIES + entry, mask=inside, other=0.0)
     x_label = tl.load(label_logits + program)
     kept = statistics + program * STATISTICS
     row_loss, slope, complement = _row_loss(
         label,
-        sound,
+        known,
         weights,
         mass,
         x_label,
@@ -801,8 +813,8 @@ def block_gradient_kernel(
     known = (label >= 0) & (label < CLASSES)
     label_here = known & (label >= first) & (label < first + width)
     x_label = tl.load(row + (label - first), mask=label_here, other=0.0).to(tl.float32)
-    ids, weights, mass, _ = _entries(
-        tl.where(known, label, 0), neighbour_ids, neighbour_weights, ENTRIES, ENTRIES_PADDED
+    ids, _, weights, mass = _entries(
+        tl.where(known, label, 0), neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED
     )
     here = (ids >= first) & (ids < first + width)
     x_entries = tl.load(row + (ids - first), mask=here, other=0.0).to(tl.float32)
@@ -861,15 +873,17 @@ class RowPlan:
     """Two reads: blocks that are streamed; 0 is the single read."""
     block_tiles: int = 0
     kept_tiles: int = 0
-    stages: int = 3
+    stages: int = 4
 
     @property
     def single_read(self) -> bool:
         return self.loops == 0
 
 
-SINGLE_READ_COLUMNS = 32768
-"""Longest row that is held in registers: 64 float32 a thread for 16 warps."""
+# Columns that a program of so many warps holds: 72 values a thread leave eight programs of two warps a multiprocessor,
+# 96 two of eight warps (both by registers); a second exponential, where the KL term has its own temperature, halves it.
+SINGLE_READ_COLUMNS = {1: 2304, 2: 4608, 4: 9216, 8: 24576, 16: 32768}
+SINGLE_READ_COLUMNS_TWO_TEMPERATURES = {1: 1536, 2: 3072, 4: 9216, 8: 18432}
 
 
 def powers_of_two(count: int) -> tuple[int, int, int]:
@@ -889,22 +903,20 @@ def powers_of_two(count: int) -> tuple[int, int, int]:
     return parts[0], parts[1], parts[2]
 
 
-def plan_row(width: int, element_size: int) -> RowPlan:
+@lru_cache(maxsize=256)
+def plan_row(width: int, element_size: int, two_temperatures: bool = False) -> RowPlan:
     """The plan for rows of `width` columns, of `element_size` bytes each."""
     vector = 16 // element_size
-    if width <= SINGLE_READ_COLUMNS:
-        num_warps = 1
-        while num_warps < 16 and width > (1024 if num_warps < 4 else 2048) * num_warps:
-            num_warps *= 2
-        lanes = 32 * num_warps * vector
-        return RowPlan(num_warps, lanes, powers_of_two(max(1, -(-width // lanes))))
-    num_warps, block_tiles, kept_tiles = 16, 16 // vector, 32 // vector
-    lanes = 32 * num_warps * vector
-    block = block_tiles * lanes
-    certain = width - 2 * (vector - 1)
-    loops = -(-(certain - kept_tiles * lanes) // block)
-    # Blocks take no mask: they must exist in full in every row.
-    loops = min(max(loops, 1), certain // block)
+    limits = SINGLE_READ_COLUMNS_TWO_TEMPERATURES if two_temperatures else SINGLE_READ_COLUMNS
+    for num_warps, columns in limits.items():
+        if width <= columns:
+            lanes = 32 * num_warps * vector
+            return RowPlan(num_warps, lanes, powers_of_two(-(-width // lanes)))
+    num_warps = 16
+    lanes, block_tiles = 32 * num_warps * vector, 16 // vector
+    block, kept = block_tiles * lanes, 32768
+    # Blocks take no mask: they exist in full in every row. What they leave is kept, at least half of `kept`.
+    loops = -(-(width - kept) // block) if width > kept else 1
     kept_tiles = triton.next_power_of_2(-(-(width - loops * block) // lanes))
     return RowPlan(num_warps, lanes, loops=loops, block_tiles=block_tiles, kept_tiles=kept_tiles)
 
@@ -997,7 +1009,7 @@ def focal_label_kl_rows(
     if not _vector_layout(logits, gradient):
         logits = logits.clone(memory_format=torch.contiguous_format)
         gradient = None if gradient is None else torch.empty_like(logits)
-    plan = plan or plan_row(logits.shape[1], logits.element_size())
+    plan = plan or plan_row(logits.shape[1], logits.element_size(), temperature != 1.0)
     kernel, constants = row_launch(logits, gradient, neighbour_ids, class_weight, temperature, classes, plan)
     _launch(
         kernel,
@@ -1100,7 +1112,6 @@ def label_kl_rows(
 BLOCK_COLUMNS = 4096
 BLOCK_BYTES = 64 * 2**20
 """The linear entry's scratch: blocks of this many columns, of as many rows as stay within this many bytes."""
-STATISTICS = 5
 
 
 def _block_constants(element_size: int, temperature: float, neighbour_ids: Tensor) -> dict[str, int]:
