@@ -1,0 +1,167 @@
+"""The client against the exported categorizer: real image files, real answers, the server's own refusals."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from client import (
+    MAX_IMAGE_BYTES,
+    Categorization,
+    DeadlineExceeded,
+    InvalidInput,
+    Item,
+    ShelfwiseClient,
+    ShelfwiseError,
+)
+from serving.server import TritonServer
+
+TITLE = "Acme men blue running shoes"
+
+
+@pytest.fixture
+def served(categorize_server: TritonServer) -> Iterator[ShelfwiseClient]:
+    with ShelfwiseClient(categorize_server.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def raw(categorize_server: TritonServer) -> Iterator[triton.InferenceServerClient]:
+    """tritonclient itself, for what ShelfwiseClient refuses to send and does not ask."""
+    with triton.InferenceServerClient(categorize_server.url) as client:
+        yield client
+
+
+def drawing(seed: int = 0) -> Image.Image:
+    """A picture in RGB, 90 × 120 pixels."""
+    picture = Image.new("RGB", (90, 120), "white")
+    colours = np.random.default_rng(seed).integers(0, 200, (2, 3)).tolist()
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((20, 30, 70, 60), fill=tuple(colours[0]))
+    draw.rectangle((10, 60 + seed, 80, 100), fill=tuple(colours[1]))
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def assert_equal_answers(found: Categorization | ShelfwiseError, expected: Categorization) -> None:
+    assert isinstance(found, Categorization)
+    assert [category.label for category in found.categories] == [category.label for category in expected.categories]
+    for one, other in zip(found.categories, expected.categories, strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+    assert found.neighbour_kl == pytest.approx(expected.neighbour_kl, abs=1e-4)
+
+
+def infer(raw: triton.InferenceServerClient, image: bytes, title: bytes) -> triton.InferResult:
+    inputs = []
+    for name, element in (("image", image), ("title", title)):
+        inputs.append(triton.InferInput(name, [1, 1], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array([[element]], np.object_))
+    return raw.infer("categorize", inputs)
+
+
+def test_categories_are_ranked_distinct_paths(served: ShelfwiseClient) -> None:
+    assert served.is_ready()
+    result = served.categorize(drawing(), TITLE, k=5)
+    probabilities = [category.probability for category in result.categories]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1 + 1e-6
+    assert len({category.id for category in result.categories}) == 5
+    for category in result.categories:
+        assert category.label == " > ".join(category.path)
+        assert all(category.path)
+    assert result.neighbour_kl >= 0
+
+
+def test_fewer_categories_are_the_first_of_more(served: ShelfwiseClient) -> None:
+    five = served.categorize(title=TITLE, k=5)
+    two = served.categorize(title=TITLE, k=2)
+    assert_equal_answers(two, Categorization(five.categories[:2], five.neighbour_kl))
+
+
+def test_every_form_of_an_image_gives_the_same_answer(served: ShelfwiseClient, tmp_path: Path) -> None:
+    picture = drawing()
+    path = tmp_path / "drawing.png"
+    picture.save(path)
+    expected = served.categorize(png(picture), TITLE)
+    for image in (path, str(path), memoryview(png(picture)), np.asarray(picture), picture):
+        assert_equal_answers(served.categorize(image, TITLE), expected)
+
+
+def test_either_input_alone_is_answered_and_matters(served: ShelfwiseClient) -> None:
+    both = served.categorize(drawing(), TITLE)
+    image_only = served.categorize(drawing())
+    title_only = served.categorize(title=TITLE)
+    assert len({both.categories[0].probability, *(x.categories[0].probability for x in (image_only, title_only))}) == 3
+    assert_equal_answers(served.categorize(drawing(), "  "), image_only)
+    assert_equal_answers(served.categorize(b"", TITLE), title_only)
+
+
+def test_stream_answers_as_single_calls_do_and_bad_images_cost_themselves(served: ShelfwiseClient) -> None:
+    items = [Item(drawing(seed), f"{TITLE} {seed}" if seed % 2 else None) for seed in range(20)]
+    expected = [served.categorize(item.image, item.title) for item in items]
+    bad = {3: b"<svg/>", 11: png(drawing())[:300], 17: b"not an image"}
+    for row, image in bad.items():
+        items[row] = Item(image, "title")
+    answers = list(served.categorize_many(items))
+    assert len(answers) == len(items)
+    for row, answer in enumerate(answers):
+        if row in bad:
+            assert isinstance(answer, InvalidInput)
+            assert answer.status == "INVALID_ARGUMENT"
+        else:
+            assert_equal_answers(answer, expected[row])
+
+
+def test_client_and_server_refuse_the_same_inputs(served: ShelfwiseClient, raw: triton.InferenceServerClient) -> None:
+    for image, title in ((b"", b""), (b"", b" \n"), (bytes(MAX_IMAGE_BYTES + 1), b"a")):
+        with pytest.raises(InvalidInput) as by_client:
+            served.categorize(image, title.decode())
+        assert by_client.value.status is None
+        with pytest.raises(InferenceServerException) as by_server:
+            infer(raw, image, title)
+        assert by_server.value.status() == "StatusCode.INVALID_ARGUMENT"
+        if not image:
+            for message in (str(by_client.value), by_server.value.message()):
+                assert "image" in message
+                assert "title" in message
+
+
+def test_more_categories_than_the_server_returns_are_refused_with_both_numbers(
+    served: ShelfwiseClient, raw: triton.InferenceServerClient
+) -> None:
+    returned = infer(raw, b"", b"a shoe").as_numpy("category").shape[1]
+    assert len(served.categorize(title="a shoe", k=returned).categories) == returned
+    with pytest.raises(InvalidInput, match=f"k is {returned + 1}, but this server returns {returned}"):
+        served.categorize(title="a shoe", k=returned + 1)
+
+
+def test_request_given_up_in_one_step_is_not_taken_to_the_next(
+    served: ShelfwiseClient, raw: triton.InferenceServerClient
+) -> None:
+    def executed(model: str) -> int:
+        return int(raw.get_inference_statistics(model).model_stats[-1].inference_count)
+
+    slow = png(Image.new("L", (8000, 8000)))  # few bytes to send, many pixels to decode
+    served.categorize(title=TITLE)
+    decoded, encoded = executed("decode_image"), executed("image_encoder")
+    with pytest.raises(DeadlineExceeded):
+        served.categorize(slow, timeout=0.1)
+    patience = time.monotonic() + 10
+    while executed("decode_image") == decoded and time.monotonic() < patience:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert executed("decode_image") == decoded + 1
+    assert executed("image_encoder") == encoded
