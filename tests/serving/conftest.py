@@ -11,7 +11,6 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from serving.server import TritonServer
-from tests.serving.graphs import write_categorize_repository
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +34,6 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield start
     for server in servers:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def categorize_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("categorize")
-    write_categorize_repository(repository)
-    return repository
-
-
-@pytest.fixture(scope="session")
-def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    log_file = tmp_path_factory.mktemp("log") / "triton.log"
-    with TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file) as server:
-        yield server
 
 
 def infer_input(name: str, value: np.ndarray, data_type: str) -> InferInput:

@@ -1,12 +1,11 @@
-"""Small real ONNX graphs and model repositories, written by hand, that a real Triton loads in tests.
+"""What the serving tests put into model repositories: ONNX graphs of a few nodes, Python models, a tokenizer, images.
 
-`write_categorize_repository` is the whole of `categorize` with graphs of a few nodes in the place of trained networks:
-same names, types and shapes as an exported bundle, no training. What an answer must be can be computed from its files.
+All of it is real and loaded by a real Triton; what a model must answer can be computed from these lines. Whole exported
+repositories come from the fixtures in tests/conftest.py.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -109,99 +108,3 @@ def draw_image(
     buffer = io.BytesIO()
     image.save(buffer, format, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-HEIGHT, WIDTH, LENGTH, EMBEDDING, CATEGORIES = 32, 24, 12, 16, 30
-
-
-def write_categorize_repository(repository: Path) -> None:
-    """All models of `categorize` with small random networks, and its readiness requests."""
-    random = np.random.default_rng(0)
-    tokenizer = train_tokenizer()
-    install_decode_image(repository, HEIGHT, WIDTH)
-    install_tokenize(repository, tokenizer, LENGTH)
-    labels = [f"Group {index % 3} > Kind {index % 7} > Category {index}" for index in range(CATEGORIES)]
-    (install(repository, "category_labels") / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
-    install(repository, "categorize")
-
-    def config(name: str) -> str:
-        return (ROOT / "model_repository" / name / "config.pbtxt").read_text()
-
-    def normal(*shape: int) -> np.ndarray:
-        return random.normal(size=shape).astype(np.float32)
-
-    save_onnx(
-        repository,
-        "image_encoder",
-        [
-            helper.make_node("Cast", ["pixel_values"], ["float_pixels"], to=TensorProto.FLOAT),
-            helper.make_node("Div", ["float_pixels", "white"], ["scaled"]),
-            helper.make_node("Flatten", ["scaled"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "projection"], ["image_embeds"]),
-        ],
-        {"pixel_values": (TensorProto.UINT8, ["batch", HEIGHT, WIDTH, 3])},
-        {"image_embeds": (TensorProto.FLOAT, ["batch", EMBEDDING])},
-        weights={"white": np.float32(255.0), "projection": normal(HEIGHT * WIDTH * 3, EMBEDDING) / 40},
-        config=config("image_encoder"),
-    )
-    save_onnx(
-        repository,
-        "text_encoder",
-        [
-            helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
-            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-            helper.make_node("Unsqueeze", ["mask", "last"], ["mask_column"]),
-            helper.make_node("Mul", ["tokens", "mask_column"], ["attended"]),
-            helper.make_node("ReduceMean", ["attended", "sequence"], ["text_embeds"], keepdims=0),
-        ],
-        {
-            "input_ids": (TensorProto.INT64, ["batch", LENGTH]),
-            "attention_mask": (TensorProto.INT64, ["batch", LENGTH]),
-        },
-        {"text_embeds": (TensorProto.FLOAT, ["batch", EMBEDDING])},
-        weights={
-            "table": normal(tokenizer.get_vocab_size(), EMBEDDING),
-            "last": np.array([2], np.int64),
-            "sequence": np.array([1], np.int64),
-        },
-        config=config("text_encoder"),
-    )
-    save_onnx(
-        repository,
-        "category_head",
-        [
-            helper.make_node("Cast", ["image_present"], ["has_image"], to=TensorProto.FLOAT),
-            helper.make_node("Cast", ["text_present"], ["has_text"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["image_embeds", "has_image"], ["image"]),
-            helper.make_node("Mul", ["text_embeds", "has_text"], ["text"]),
-            helper.make_node("Concat", ["image", "text"], ["both"], axis=1),
-            helper.make_node("MatMul", ["both", "classifier"], ["logits"]),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-            helper.make_node("TopK", ["probabilities", "k"], ["probability", "top"], axis=1),
-            helper.make_node("Cast", ["top"], ["category_id"], to=TensorProto.INT32),
-            helper.make_node("ReduceMax", ["logits", "classes"], ["neighbour_kl"], keepdims=1),
-        ],
-        {
-            "text_embeds": (TensorProto.FLOAT, ["batch", EMBEDDING]),
-            "text_present": (TensorProto.BOOL, ["batch", 1]),
-            "image_embeds": (TensorProto.FLOAT, ["batch", EMBEDDING]),
-            "image_present": (TensorProto.BOOL, ["batch", 1]),
-        },
-        {
-            "category_id": (TensorProto.INT32, ["batch", 20]),
-            "probability": (TensorProto.FLOAT, ["batch", 20]),
-            "neighbour_kl": (TensorProto.FLOAT, ["batch", 1]),
-        },
-        weights={
-            "classifier": normal(2 * EMBEDDING, CATEGORIES),
-            "k": np.array([20], np.int64),
-            "classes": np.array([1], np.int64),
-        },
-        config=config("category_head"),
-    )
-    requests = [
-        {"image": base64.b64encode(draw_image()).decode(), "title": "Puma Men black running shoes"},
-        {"image": "", "title": "leather belt"},
-        {"image": base64.b64encode(draw_image(colour="red")).decode(), "title": ""},
-    ]
-    (repository / "categorize" / "readiness.json").write_text(json.dumps(requests))

@@ -177,7 +177,7 @@ def test_model_that_does_not_load_is_named_with_its_reason(tmp_path: Path) -> No
     save_python(
         tmp_path,
         "careless",
-        "class TritonPythonModel:\n    def initialize(self, args):\n        raise ValueError('labels.txt is missing')\n",
+        "class TritonPythonModel:\n    def initialize(self, args): raise ValueError('labels.txt is missing')\n",
         SLEEPER_CONFIG,
     )
     save_onnx(
