@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
@@ -38,10 +39,18 @@ class NotReady(RuntimeError):
         super().__init__(f"{url} is not ready: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
-def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
+def check(
+    url: str,
+    repository: Path,
+    timeout: float = 10.0,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> list[str]:
     """Send every ensemble of `repository` its own readiness requests.
 
-    `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds.
+    `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds;
+    `credentials` and `headers` are for a server behind TLS and for one whose protocols are gated by a header.
     Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did
     not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests.
     """
@@ -54,11 +63,11 @@ def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
             requests += [(name, request) for request in readiness_requests(repository, config)]
         except ValueError as error:
             reasons[name] = str(error)
-    client = InferenceServerClient(url)
+    client = InferenceServerClient(url, creds=credentials)
     try:
         # Whether the server answers at all: with no reply to this, one sentence is better than one for each ensemble.
         try:
-            if not client.is_server_ready(client_timeout=timeout):
+            if not client.is_server_ready(headers, client_timeout=timeout):
                 reasons["server"] = "Triton reports that not all models are available"
         except InferenceServerException as error:
             raise NotReady(url, {"server": _reason(error, timeout)}) from None
@@ -71,6 +80,7 @@ def check(url: str, repository: Path, timeout: float = 10.0) -> list[str]:
                 inputs,
                 callback=lambda result, error, name=name: answers.put((name, result, error)),
                 client_timeout=max(0.001, deadline - time.monotonic()),
+                headers=headers,
             )
         unanswered = [name for name, _ in requests]
         while unanswered:

@@ -24,10 +24,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
+
+import grpc
 
 from serving import readiness
 from serving.environment import (
@@ -50,6 +52,7 @@ FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<versio
 # What Triton says once no request is under way any more, and how long unloading its models may take after that.
 DRAINED = "All models are stopped, unloading models"
 UNLOAD_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 KEPT_LOG_LINES = 2000
 
 
@@ -76,7 +79,9 @@ class TritonServer:
     Arguments: `repository` a folder in Triton's layout; `host` and the three ports to listen on (0 picks a free port);
     `log_file` where Triton's log goes (appended; None: stderr); `model_control` allows loading and unloading models and
     reading the repository over the network, which is meant for development; `grace_seconds` how long a stop waits for
-    in-flight requests; `start_timeout` how long a start may take, in seconds; `environment` what runs it (default:
+    in-flight requests; `start_timeout` how long a start may take, in seconds; `triton_options` go to tritonserver as
+    they are: TLS (--grpc-use-ssl=true, --grpc-server-cert, --grpc-server-key), protocols gated by a header
+    (--grpc-restricted-protocol), rate limits; `environment` what runs it (default:
     `serving.environment.server_environment()`).
     """
 
@@ -92,6 +97,7 @@ class TritonServer:
         model_control: bool = False,
         grace_seconds: float = 30.0,
         start_timeout: float = 180.0,
+        triton_options: Sequence[str] = (),
         environment: ServerEnvironment | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
@@ -101,6 +107,7 @@ class TritonServer:
         self.model_control = model_control
         self.grace_seconds = grace_seconds
         self.start_timeout = start_timeout
+        self.triton_options = tuple(triton_options)
         self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self._run_folder: Path | None = None
@@ -108,6 +115,7 @@ class TritonServer:
         self._log_pump: threading.Thread | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=KEPT_LOG_LINES)
         self._drained = threading.Event()
+        self._stubs: dict[int, str] = {}
 
     @property
     def url(self) -> str:
@@ -161,13 +169,23 @@ class TritonServer:
             self._run_folder = Path(tempfile.mkdtemp(prefix="shelfwise-server-"))
             self._launch(environment, self._run_folder, self._shared_memory_lock)
             self._wait_until_loaded()
+            self._stubs = _stub_processes(self.process.pid) if self.process else {}
         except BaseException:
             self.stop(grace_seconds=0)
             raise
 
-    def wait_until_ready(self, timeout: float = 60.0) -> list[str]:
-        """Send one true inference through every ensemble; returns their names. Raises readiness.NotReady."""
-        return readiness.check(self.url, self.repository, timeout)
+    def wait_until_ready(
+        self,
+        timeout: float = 60.0,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Send one true inference through every ensemble; returns their names. Raises readiness.NotReady.
+
+        `credentials` and `headers` are what a caller needs when `triton_options` ask for TLS or gate the protocols.
+        """
+        return readiness.check(self.url, self.repository, timeout, credentials=credentials, headers=headers)
 
     def stop(self, grace_seconds: float | None = None) -> int | None:
         """Let in-flight requests finish (at most `grace_seconds`), end Triton and clean up after it.
@@ -213,6 +231,10 @@ class TritonServer:
             with contextlib.suppress(ProcessLookupError):  # all have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def killed_models(self) -> list[str]:
+        """Model instances ("tokenize_0_0") whose process has died: Triton neither reaps nor replaces it."""
+        return [name for pid, name in self._stubs.items() if _process_state(pid) == "Z"]
 
     def log_excerpt(self) -> str:
         """What Triton's log says about a failure: the reason for each model, else its errors, else its last lines."""
@@ -278,7 +300,7 @@ class TritonServer:
                 f"--grpc-restricted-protocol={CONTROL_PROTOCOLS}:shelfwise-control={key}",
                 f"--http-restricted-api={CONTROL_PROTOCOLS}:shelfwise-control={key}",
             ]
-        return command
+        return [*command, *self.triton_options]
 
     def _pump_log(self, source: IO[bytes], sink: IO[bytes]) -> None:
         for line in source:
@@ -314,6 +336,26 @@ class TritonServer:
                 return response.status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _stub_processes(triton: int) -> dict[int, str]:
+    """Triton's child processes for Python models: process id -> name of the model instance, its ninth argument."""
+    names = {}
+    for task in Path(f"/proc/{triton}/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if arguments[0].endswith(b"triton_python_backend_stub"):
+                names[pid] = arguments[8].decode()
+    return names
+
+
+def _process_state(pid: int) -> str:
+    """The state letter of a process as in ps ("S", "R", "Z" …), "" when there is none of that id."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 class SharedMemoryLock:
@@ -405,11 +447,19 @@ def excerpt(lines: Sequence[str]) -> str:
     return "\n".join(errors[-10:] or lines[-20:])
 
 
-def serve(server: TritonServer) -> int:
-    """Run a server in the foreground until it is told to stop, or ends by itself. Returns the exit status.
+def serve(
+    server: TritonServer,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> int:
+    """Run a server in the foreground until it is told to stop. Returns the exit status.
 
     SIGTERM and SIGINT let in-flight requests finish; a second one ends the server at once. When the server is ready,
-    its addresses and a table of the ensembles are printed to stdout. Raises what TritonServer.start raises.
+    its addresses and a table of the ensembles are printed to stdout. `credentials` and `headers` as in
+    `TritonServer.wait_until_ready`. Raises what TritonServer.start and wait_until_ready raise, and ServerError when
+    Triton ends by itself or the process of a model was killed: Triton would go on answering errors for that model, a
+    supervisor can start the server again.
     """
     stopping = False
 
@@ -424,19 +474,30 @@ def serve(server: TritonServer) -> int:
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.start()
-        ensembles = server.wait_until_ready()
+        ensembles = server.wait_until_ready(credentials=credentials, headers=headers)
         _print_ready(server, ensembles)
-        assert server.process is not None
-        status = server.process.wait()
-        raise ServerError(f"tritonserver ended by itself with status {status}:\n{server.log_excerpt()}")
+        _watch(server)
     except _StopRequested:
         print(f"Stopping: in-flight requests have {server.grace_seconds:g} s to finish.", file=sys.stderr, flush=True)
-        return server.stop() or 0
     finally:
         stopping = True
-        server.stop(grace_seconds=0)
+        status = server.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    return status or 0
+
+
+def _watch(server: TritonServer) -> NoReturn:
+    """Wait for the end of a running server, or of one of its model processes."""
+    assert server.process is not None
+    while server.process.poll() is None:
+        time.sleep(WATCH_SECONDS)
+        killed = server.killed_models()
+        if killed:
+            raise ServerError(
+                f"the process of {', '.join(killed)} was killed; stopping, since Triton does not replace it"
+            )
+    raise ServerError(f"tritonserver ended by itself with status {server.process.returncode}:\n{server.log_excerpt()}")
 
 
 class _StopRequested(BaseException):

@@ -14,10 +14,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -320,6 +321,35 @@ def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: Trito
     assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
 
 
+# Beyond localhost
+
+
+def test_encrypted_and_gated_server_answers_those_who_show_both(
+    start_server: Callable[..., TritonServer], tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
+    subprocess.run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=shelfwise -addext subjectAltName=IP:127.0.0.1 "
+        f"-keyout {key} -out {certificate}".split(),
+        check=True,
+        capture_output=True,
+    )
+    options = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={certificate}",
+        f"--grpc-server-key={key}",
+        "--grpc-restricted-protocol=inference:caller-key=secret",
+    ]
+    server = start_server(write_sleeper(tmp_path / "repository"), triton_options=options)
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+    headers = {"triton-grpc-protocol-caller-key": "secret"}
+    assert server.wait_until_ready(10, credentials=credentials, headers=headers) == ["rest"]
+    with pytest.raises(readiness.NotReady, match=r"rest: .*restricted"):
+        server.wait_until_ready(10, credentials=credentials)
+    with pytest.raises(readiness.NotReady, match="server: "):
+        server.wait_until_ready(2, headers=headers)
+
+
 # The end
 
 
@@ -359,7 +389,9 @@ def test_stop_is_graceful_after_callers_gave_up(tmp_path: Path) -> None:
         assert time.monotonic() - begin < 10
 
 
-def test_serve_prints_the_addresses_and_ends_with_status_0_on_sigterm(tmp_path: Path) -> None:
+@pytest.fixture
+def foreground(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`serve` in a process of its own, and what it printed until it was ready."""
     write_sleeper(tmp_path / "repository")
     program = (
         "import sys; from pathlib import Path; from serving.server import TritonServer, serve;"
@@ -367,23 +399,38 @@ def test_serve_prints_the_addresses_and_ends_with_status_0_on_sigterm(tmp_path: 
     )
     command = [sys.executable, "-c", program, str(tmp_path / "repository")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith("gRPC 127.0.0.1:"):
-                    break
-            process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    printed = "".join(lines)
+        assert process.stdout is not None
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if line.startswith("gRPC 127.0.0.1:"):
+                break
+        yield process, printed
+        process.kill()
+
+
+def test_serve_prints_the_addresses_and_ends_with_status_0_on_sigterm(
+    foreground: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, printed = foreground
     assert "rest" in printed
     assert "seconds FP32[1]" in printed
     assert "slept FP32[1]" in printed
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
     assert "in-flight requests have 10 s to finish" in errors
     assert process.returncode == 0
+
+
+def test_serve_ends_with_an_error_when_a_model_process_was_killed(
+    foreground: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, _ = foreground
+    stub = next(child for child in psutil.Process(process.pid).children(recursive=True) if "stub" in child.name())
+    stub.kill()
+    _, errors = process.communicate(timeout=30)
+    assert "ServerError: the process of sleeper_0_" in errors
+    assert process.returncode == 1
 
 
 def test_shared_memory_of_a_killed_server_is_removed_by_the_next(tmp_path: Path) -> None:
