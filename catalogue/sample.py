@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,7 @@ def sample_products(products: int, seed: int = 0) -> Iterator[Product]:
         path = paths[family] if family < len(paths) else chance.choices(paths, weights)[0]
         # The first round shows every category; its families have one colour so that few products suffice.
         colours = 1 if family < len(paths) else chance.choices((1, 2, 3, 4), (55, 20, 15, 10))[0]
-        for product in _family(f"{family:06d}", path, min(colours, products - made), seed, camera):
+        for product in islice(_family(f"{family:06d}", path, colours, seed, camera), products - made):
             yield product
             made += 1
         family += 1

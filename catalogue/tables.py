@@ -1,8 +1,9 @@
 """The rows of a Parquet or CSV file, streamed: memory does not grow with the file.
 
-Parquet is read page by page in batches of a bounded number of bytes, however large its row groups are; CSV record by
-record, so that line breaks inside quotes are text. A row that cannot be read arrives as a `Row` with a fault and
-leaves it to the reader of the feed whether that is an error; what breaks the file itself raises `FeedError`.
+Parquet is read page by page (a page, whose size is the writer's choice, is the least that can be read) in batches of
+a bounded number of bytes, however large its row groups are; CSV record by record, so that line breaks inside quotes
+are text. A row that cannot be read arrives as a `Row` with a fault and leaves it to the reader of the feed whether that
+is an error; what breaks the file itself raises `FeedError`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-BATCH_BYTES = 8 * 2**20
+BATCH_BYTES = 4 * 2**20
 MAX_BATCH_ROWS = 1024
 READ_BUFFER_BYTES = 2**20
 

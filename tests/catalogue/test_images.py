@@ -323,7 +323,7 @@ def test_a_truncated_cmyk_jpeg_is_refused():
 
 
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_never_raise_anything_but_image_errors(format, data):
     original = bytearray(encoded(quarters(24), format))
