@@ -12,6 +12,7 @@ import csv
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,7 +154,7 @@ class CsvTable:
                 else:
                     yield Row(number, {column: record[place] or None for column, place in places.items()})
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIO:
         # Bytes that are not UTF-8 become surrogates and cost their own row, not the rest of the file.
         return open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="")
 

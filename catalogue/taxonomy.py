@@ -9,7 +9,7 @@ Reads lists of paths and both forms in which Google's product taxonomy goes roun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from catalogue.product import Product, join_path, parse_path
@@ -190,7 +190,7 @@ def most_frequent_paths(counts: Mapping[tuple[str, ...], int]) -> dict[str, tupl
     return best
 
 
-def _read(path: Path, parse):  # type: ignore[no-untyped-def]
+def _read(path: Path, parse: Callable[[str], tuple[str, ...]]) -> list[tuple[str, ...]]:
     paths = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip() and not line.startswith("#"):
