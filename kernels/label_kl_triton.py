@@ -623,12 +623,12 @@ def label_kl_kernel(
     if not ALIGNED:
         total += tl.sum(tl.exp2(tl.fma(x_end, scale, -maximum * scale)), axis=0)
     for candidate in tl.range(0, CANDIDATES):
-        at = program * CANDIDATES + candidate
+        index = program * CANDIDATES + candidate
         _, _, known, _, weights, mass, _, _, x_entries = _target(
-            logits + start, at, candidates, neighbour_ids, neighbour_weights, -1, WIDTH, ENTRIES, ENTRIES_PADDED
+            logits + start, index, candidates, neighbour_ids, neighbour_weights, -1, WIDTH, ENTRIES, ENTRIES_PADDED
         )
         divergence = _divergence(weights, mass, tl.fma(x_entries, scale, -maximum * scale), total)
-        tl.store(result + at, tl.where(known, divergence, float("nan")))
+        tl.store(result + index, tl.where(known, divergence, float("nan")))
 
 
 @triton.jit
@@ -756,7 +756,7 @@ def row_loss_kernel(
     counted = label != ignore_index
     known = (label >= 0) & (label < CLASSES)
     label = tl.where(known, label, 0)
-    ids, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
+    _, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
     entry = tl.arange(0, ENTRIES_PADDED)
     x_entries = tl.load(entry_logits + program * ENTRIES + entry, mask=inside, other=0.0)
     x_label = tl.load(label_logits + program)
@@ -1034,27 +1034,32 @@ def focal_label_kl_rows(
     return loss
 
 
+def reduce_constants(rows: int, mean: bool, scaled: bool) -> dict[str, int]:
+    """Constants and warps of `reduce_kernel`."""
+    block = min(max(triton.next_power_of_2(rows), 32), 8192)
+    return {"BLOCK": block, "MEAN": mean, "SCALED": scaled, "num_warps": max(1, min(16, block // 256))}
+
+
 def reduced(loss: Tensor, labels: Tensor, ignore_index: int, reduction: str, scale: float) -> tuple[Tensor, Tensor]:
     """The row losses reduced, and the factor that the gradient (already times `scale`) lacks."""
     if reduction == "none":
         return loss, loss.new_ones(())
     result, remaining = loss.new_empty(()), loss.new_empty(())
-    block = min(max(triton.next_power_of_2(len(loss)), 32), 8192)
-    _launch(
-        reduce_kernel,
-        1,
-        loss,
-        labels.contiguous(),
-        result,
-        remaining,
-        len(loss),
-        ignore_index,
-        BLOCK=block,
-        MEAN=reduction == "mean",
-        SCALED=scale != 1.0 or len(loss) == 1,
-        num_warps=max(1, min(16, block // 256)),
-    )
+    constants = reduce_constants(len(loss), reduction == "mean", scale != 1.0 or len(loss) == 1)
+    _launch(reduce_kernel, 1, loss, labels.contiguous(), result, remaining, len(loss), ignore_index, **constants)
     return result, remaining
+
+
+def scale_constants(gradient: Tensor, factor: Tensor) -> dict[str, int]:
+    """Constants and warps of `scale_kernel`."""
+    block = min(triton.next_power_of_2(gradient.shape[1]), 4096)
+    return {
+        "WIDTH": gradient.shape[1],
+        "STRIDE": _row_constants(gradient)["STRIDE"],
+        "BLOCK": block,
+        "A_ROW": factor.dim() == 1,
+        "num_warps": max(1, min(8, block // 512)),
+    }
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
@@ -1064,18 +1069,23 @@ def scale_rows(gradient: Tensor, factor: Tensor) -> None:
     if gradient.stride(1) != 1 and gradient.shape[1] > 1:
         gradient.mul_(factor if factor.dim() == 0 else factor[:, None])
         return
-    block = min(triton.next_power_of_2(gradient.shape[1]), 4096)
-    _launch(
-        scale_kernel,
-        len(gradient),
-        gradient,
-        factor.contiguous(),
-        WIDTH=gradient.shape[1],
-        STRIDE=_row_constants(gradient)["STRIDE"],
-        BLOCK=block,
-        A_ROW=factor.dim() == 1,
-        num_warps=max(1, min(8, block // 512)),
-    )
+    _launch(scale_kernel, len(gradient), gradient, factor.contiguous(), **scale_constants(gradient, factor))
+
+
+def label_kl_constants(logits: Tensor, candidates: Tensor, neighbour_ids: Tensor) -> dict[str, int]:
+    """Constants and warps of `label_kl_kernel` for tensors in a layout of whole vectors."""
+    constants = _row_constants(logits)
+    num_warps = max(1, min(8, triton.next_power_of_2(logits.shape[1]) // 1024))
+    lanes = 32 * num_warps * constants["VECTOR"]
+    tiles = max(1, min(4, triton.next_power_of_2(-(-logits.shape[1] // lanes))))
+    return {
+        "CANDIDATES": candidates.shape[1],
+        **constants,
+        **_table_constants(neighbour_ids),
+        "LANES": lanes,
+        "TILES": tiles,
+        "num_warps": num_warps,
+    }
 
 
 def label_kl_rows(
@@ -1087,9 +1097,6 @@ def label_kl_rows(
         return result
     if not _vector_layout(logits, None):
         logits = logits.clone(memory_format=torch.contiguous_format)
-    num_warps = max(1, min(8, triton.next_power_of_2(logits.shape[1]) // 1024))
-    constants = _row_constants(logits)
-    lanes = 32 * num_warps * int(constants["VECTOR"])
     _launch(
         label_kl_kernel,
         len(logits),
@@ -1099,12 +1106,7 @@ def label_kl_rows(
         neighbour_ids.contiguous(),
         neighbour_weights.contiguous(),
         1.0 / temperature,
-        CANDIDATES=candidates.shape[1],
-        **constants,
-        **_table_constants(neighbour_ids),
-        LANES=lanes,
-        TILES=max(1, min(4, triton.next_power_of_2(-(-logits.shape[1] // lanes)))),
-        num_warps=num_warps,
+        **label_kl_constants(logits, candidates, neighbour_ids),
     )
     return result
 
@@ -1114,7 +1116,8 @@ BLOCK_BYTES = 64 * 2**20
 """The linear entry's scratch: blocks of this many columns, of as many rows as stay within this many bytes."""
 
 
-def _block_constants(element_size: int, temperature: float, neighbour_ids: Tensor) -> dict[str, int]:
+def block_constants(element_size: int, temperature: float, neighbour_ids: Tensor) -> dict[str, int]:
+    """Constants and warps of the block kernels; a block is one tile of a program."""
     lanes = 32 * 4 * 16 // element_size
     return {
         "CLASSES": len(neighbour_ids),
@@ -1124,6 +1127,17 @@ def _block_constants(element_size: int, temperature: float, neighbour_ids: Tenso
         "HAS_TEMPERATURE": temperature != 1.0,
         "STATISTICS": STATISTICS,
         "num_warps": 4,
+    }
+
+
+def row_loss_constants(neighbour_ids: Tensor, has_class_weight: bool) -> dict[str, int]:
+    """Constants and warps of `row_loss_kernel`."""
+    return {
+        "CLASSES": len(neighbour_ids),
+        **_table_constants(neighbour_ids),
+        "HAS_CLASS_WEIGHT": has_class_weight,
+        "STATISTICS": STATISTICS,
+        "num_warps": 1,
     }
 
 
@@ -1175,7 +1189,7 @@ def linear_focal_label_kl_rows(
     entry_logits = loss.new_empty(rows, neighbour_ids.shape[1])
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = _block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
     for columns, row_slices in blocks:
         for part in row_slices:
             _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
@@ -1208,11 +1222,7 @@ def linear_focal_label_kl_rows(
         kl_weight,
         1.0 / temperature,
         ignore_index,
-        CLASSES=classes,
-        **_table_constants(neighbour_ids),
-        HAS_CLASS_WEIGHT=class_weight is not None,
-        STATISTICS=STATISTICS,
-        num_warps=1,
+        **row_loss_constants(neighbour_ids, class_weight is not None),
     )
     return loss, statistics
 
@@ -1243,7 +1253,7 @@ def linear_focal_label_kl_gradients(
     neighbour_weights = neighbour_weights.contiguous()
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = _block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
     for columns, row_slices in blocks:
         block_of_weight = torch.zeros_like(weight[columns], dtype=torch.float32)
         block_of_bias = torch.zeros_like(of_bias[columns], dtype=torch.float32)

@@ -1,0 +1,25 @@
+"""Runs test_label_kl_triton.py in Triton's interpreter: a process of its own, the choice is made at import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.timeout(900)
+def test_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="needs Triton: pip install triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_label_kl_triton.py")],
+        cwd=HERE.parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
