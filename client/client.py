@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
@@ -111,7 +111,7 @@ class ShelfwiseClient:
         timeout: float | None = None,
         batch_size: int = 8,
         in_flight: int = 4,
-    ) -> Iterator[Categorization | ShelfwiseError]:
+    ) -> Generator[Categorization | ShelfwiseError, None, None]:
         """Categorizes a sequence or an endless stream, yielding one answer or one error for each item, in order.
 
         At most batch_size × in_flight items are read ahead of the answer that is yielded next. An item that is
@@ -175,7 +175,7 @@ class ShelfwiseClient:
 
     def _stream(
         self, items: Iterator[Any], k: int, timeout: float, batch_size: int, in_flight: int
-    ) -> Iterator[_Answer]:
+    ) -> Generator[_Answer, None, None]:
         cancellation = Cancellation()
         senders = ThreadPoolExecutor(in_flight, thread_name_prefix="shelfwise-client")
         pending: deque[Future[list[_Answer]]] = deque()

@@ -45,7 +45,9 @@ def grpc_server() -> Iterator[Callable[[Infer], str]]:
 
     def start(infer: Infer) -> str:
         class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
-            def ModelInfer(self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext):
+            def ModelInfer(
+                self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext
+            ) -> service_pb2.ModelInferResponse:
                 return infer(request, context)
 
         server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])

@@ -25,7 +25,7 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
-from serving.environment import ServerEnvironment, free_ports
+from serving.environment import free_ports
 from serving.server import TritonServer
 
 from .conftest import REPOSITORY
@@ -263,25 +263,16 @@ def test_stopping_server_answers_what_is_in_flight_and_refuses_the_rest(own_serv
         assert stopping.result() == 0
 
 
-class GuardedServer(TritonServer):
-    """Triton with further flags of its command line, as a deployer sets them for TLS and header gating."""
-
-    def __init__(self, log_file: Path, *flags: str) -> None:
-        super().__init__(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file)
-        self.flags = flags
-
-    def _command(self, environment: ServerEnvironment, *arguments: object) -> list[str]:
-        command = super()._command(environment, *arguments)  # type: ignore[arg-type]
-        restricted = "--grpc-restricted-protocol="
-        return [part for part in command if not part.startswith(restricted)] + list(self.flags)
-
-
 @pytest.fixture
 def guarded_server(tmp_path: Path) -> Iterator[Callable[..., TritonServer]]:
+    """Starts a server with options for TLS or header gating, as a deployer sets them."""
     servers = []
 
-    def start(*flags: str) -> TritonServer:
-        servers.append(GuardedServer(tmp_path / "log", *flags))
+    def start(*options: str) -> TritonServer:
+        server = TritonServer(
+            REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log", triton_options=options
+        )
+        servers.append(server)
         servers[-1].start()
         return servers[-1]
 

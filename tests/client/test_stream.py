@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -59,7 +60,8 @@ def test_answers_come_in_the_order_of_the_items(client: ShelfwiseClient) -> None
 
 def test_plain_pairs_are_items_too(client: ShelfwiseClient) -> None:
     answers = list(client.categorize_many([(b"12", "a"), Item(b"1"), (None, "b")], k=2))
-    assert [[category.label for category in answer.categories] for answer in answers] == [
+    found = [answer for answer in answers if isinstance(answer, Categorization)]
+    assert [[category.label for category in answer.categories] for answer in found] == [
         ["Title > a", "Image bytes > 2"],
         ["Title > ", "Image bytes > 1"],
         ["Title > b", "Image bytes > 0"],
@@ -71,7 +73,7 @@ def test_no_items_give_no_answers(client: ShelfwiseClient) -> None:
 
 
 def test_bad_rows_cost_only_themselves(client: ShelfwiseClient) -> None:
-    items = [
+    items: list[tuple[Any, str | None]] = [
         (None, "a"),
         (None, "refuse"),
         (None, None),
@@ -209,8 +211,14 @@ def test_server_that_is_gone_gives_every_row_its_error() -> None:
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_restarted_server_costs_no_row(tmp_path: Path, end: str) -> None:
-    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports("127.0.0.1", 3), strict=True))
-    server = TritonServer(REPOSITORY, log_file=tmp_path / "first", **ports)
+    http, grpc_port, metrics = free_ports("127.0.0.1", 3)
+
+    def new_server(log: str) -> TritonServer:
+        return TritonServer(
+            REPOSITORY, http_port=http, grpc_port=grpc_port, metrics_port=metrics, log_file=tmp_path / log
+        )
+
+    server = new_server("first")
     server.start()
     try:
         titles = ["sleep 0.02" if number % 10 == 0 else f"title {number}" for number in range(400)]
@@ -219,7 +227,7 @@ def test_restarted_server_costs_no_row(tmp_path: Path, end: str) -> None:
             first = [next(answers) for _ in range(50)]
             getattr(server, end)()
             server.stop(grace_seconds=0)
-            server = TritonServer(REPOSITORY, log_file=tmp_path / "second", **ports)
+            server = new_server("second")
             restarted = threading.Thread(target=server.start)
             restarted.start()
             rest = list(answers)

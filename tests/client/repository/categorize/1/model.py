@@ -5,6 +5,8 @@ row that is answered says what arrived and how many rows this instance has execu
 request that its client gave up was executed all the same.
 """
 
+from __future__ import annotations
+
 import time
 
 import numpy as np
@@ -12,13 +14,13 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self.executed = 0
 
-    def execute(self, requests):
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self.answer(request) for request in requests]
 
-    def answer(self, request):
+    def answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         images, titles = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()[:, 0] for name in ("image", "title")
         )
@@ -47,5 +49,5 @@ class TritonPythonModel:
         }
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in outputs.items()])
 
-    def failure(self, text, code):
+    def failure(self, text: str, code: int) -> pb_utils.InferenceResponse:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
