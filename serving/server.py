@@ -45,8 +45,6 @@ SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_PREFIX = "shelfwise-"
 # The protocols that change a running server or show what lies on its disk.
 CONTROL_PROTOCOLS = "model-repository,trace,logging"
-# Triton starts the stubs of Python models through `bash -c` and does not quote their paths.
-UNQUOTED_PATH = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 LOG_LINE = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d")
 FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)", re.DOTALL)
 # What Triton says once no request is under way any more, and how long unloading its models may take after that.
@@ -166,7 +164,10 @@ class TritonServer:
         check_shared_memory(instances)
         try:
             self._shared_memory_lock = SharedMemoryLock()
-            self._run_folder = Path(tempfile.mkdtemp(prefix="shelfwise-server-"))
+            temporary = tempfile.gettempdir()
+            self._run_folder = Path(
+                tempfile.mkdtemp(prefix="shelfwise-server-", dir=temporary if is_unquoted(temporary) else "/tmp")
+            )
             self._launch(environment, self._run_folder, self._shared_memory_lock)
             self._wait_until_loaded()
             self._stubs = _stub_processes(self.process.pid) if self.process else {}
@@ -247,7 +248,7 @@ class TritonServer:
 
     def _launch(self, environment: ServerEnvironment, folder: Path, shared_memory: SharedMemoryLock) -> None:
         repository = self.repository
-        if not UNQUOTED_PATH.fullmatch(str(repository)):
+        if not is_unquoted(str(repository)):
             repository = folder / "models"
             repository.symlink_to(self.repository)
         backends = lay_out_backends(environment, folder / "backends")
@@ -342,10 +343,11 @@ def _stub_processes(triton: int) -> dict[int, str]:
     """Triton's child processes for Python models: process id -> name of the model instance, its ninth argument."""
     names = {}
     for task in Path(f"/proc/{triton}/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if arguments[0].endswith(b"triton_python_backend_stub"):
-                names[pid] = arguments[8].decode()
+        with contextlib.suppress(OSError):  # a thread or a process that ended meanwhile
+            for pid in map(int, (task / "children").read_text().split()):
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if arguments[0].endswith(b"triton_python_backend_stub"):
+                    names[pid] = arguments[8].decode()
     return names
 
 
@@ -400,6 +402,11 @@ def remove_abandoned_shared_memory() -> list[str]:
 def _remove_regions(prefix: str) -> None:
     for path in SHARED_MEMORY.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
+
+
+def is_unquoted(path: str) -> bool:
+    """Whether a path means itself to a shell: Triton starts stubs through `bash -c` and does not quote their paths."""
+    return re.fullmatch(r"[\w@%+=:,./-]+", path, re.ASCII) is not None
 
 
 def count_instances(repository: Path) -> int:

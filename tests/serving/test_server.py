@@ -62,7 +62,8 @@ class TritonPythonModel:
 SLEEPER_CONFIG = """max_batch_size: 4
 input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
 output { name: "slept" data_type: TYPE_FP32 dims: 1 }
-instance_group { kind: KIND_CPU count: 2 }"""
+instance_group { kind: KIND_CPU count: 2 }
+dynamic_batching { }"""
 ENSEMBLE_CONFIG = """platform: "ensemble" max_batch_size: 4
 input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
 output { name: "slept" data_type: TYPE_FP32 dims: 1 }
@@ -247,6 +248,24 @@ def test_control_over_http_is_refused(path: str, server: TritonServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:
         urllib.request.urlopen(request, timeout=5)
     assert raised.value.code == 403
+
+
+def test_request_whose_caller_gave_up_is_dropped_from_the_queue(server: TritonServer) -> None:
+    client = connect(server)
+    before = client.get_inference_statistics("sleeper").model_stats[0].inference_count
+    with ThreadPoolExecutor(6) as callers:
+        busy = [callers.submit(sleep, server, 1.0, "sleeper") for _ in range(2)]
+        time.sleep(0.3)
+        waiting = [callers.submit(sleep, server, 1.0, "sleeper", 0.2) for _ in range(4)]
+        for answer in waiting:
+            with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+                answer.result()
+        for answer in busy:
+            answer.result()
+    start = time.monotonic()
+    sleep(server, 0.0, "sleeper")
+    assert time.monotonic() - start < 0.9, "the next caller waits for those who gave up"
+    assert client.get_inference_statistics("sleeper").model_stats[0].inference_count <= before + 3
 
 
 def test_hung_model_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:

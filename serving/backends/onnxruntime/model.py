@@ -323,7 +323,8 @@ def check_tensor(config, kind, tensor, provided, exact):
             f"'{name}', model provides {model_type}"
         )
     shape = dims_of(provided[name])
-    dims = [int(dim) for dim in tensor.get("reshape", tensor).get("shape" if "reshape" in tensor else "dims", [])]
+    configured = tensor["reshape"].get("shape", []) if "reshape" in tensor else tensor["dims"]
+    dims = [int(dim) for dim in configured]  # 64-bit numbers are strings in JSON
     if not shape:
         if any(dim != 1 for dim in dims):
             raise pb_utils.TritonModelException(
