@@ -67,6 +67,7 @@ class TritonPythonModel:
         for key, tensors in (("input", inputs), ("output", outputs)):
             if not config[key]:
                 config[key] = [tensor_config(tensor, config) for tensor in tensors]
+        check_tensors(config, session)
         return auto_complete_model_config
 
     def initialize(self, args):
@@ -74,10 +75,7 @@ class TritonPythonModel:
         path = model_path(config, pb_utils.get_model_dir())
         self.batched = config["max_batch_size"] > 0
         self.session = load_session(path, config, instance_count(config), device_of(args))
-        self.inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
-        optional = {tensor.name: tensor for tensor in self.session.get_overridable_initializers()}
-        check_inputs(config, self.inputs, optional)
-        check_outputs(config, {tensor.name: tensor for tensor in self.session.get_outputs()})
+        check_tensors(config, self.session)
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.output_names = [tensor["name"] for tensor in config["output"]]
         self.run_options = ort.RunOptions()
@@ -286,21 +284,19 @@ def triton_type(tensor, config):
     return ELEMENT_TYPES[tensor.type][0]
 
 
-def check_inputs(config, inputs, optional):
-    """Refuse a configuration whose inputs are not the model's. `optional`: initializers that a request may override."""
-    expected = [tensor for tensor in config["input"] if not tensor.get("optional")]
-    count = len(expected) + len(config.get("batch_input", []))
+def check_tensors(config, session):
+    """Refuse a configuration whose inputs are not the model's, or whose outputs are not among the model's."""
+    inputs = {tensor.name: tensor for tensor in session.get_inputs()}
+    outputs = {tensor.name: tensor for tensor in session.get_outputs()}
+    overridable = {tensor.name: tensor for tensor in session.get_overridable_initializers()}
+    count = sum(not tensor.get("optional") for tensor in config["input"]) + len(config.get("batch_input", []))
     if count != len(inputs):
         raise pb_utils.TritonModelException(
             f"unable to load model '{config['name']}', configuration expects {count} inputs, model provides "
             f"{len(inputs)}"
         )
     for tensor in config["input"]:
-        check_tensor(config, "input", tensor, {**inputs, **optional}, exact=False)
-
-
-def check_outputs(config, outputs):
-    """Refuse a configuration whose outputs are not among the model's."""
+        check_tensor(config, "input", tensor, inputs | overridable, exact=False)
     for tensor in config["output"]:
         check_tensor(config, "output", tensor, outputs, exact=True)
 
