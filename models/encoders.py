@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, BertConfig, 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+SMALLEST_SIDE = 48
+
 
 class ImageEncoderConfig(BaseModel):
     """What is needed to rebuild an image encoder; `backbone` is a Hugging Face config with its `model_type`."""
@@ -108,7 +110,14 @@ def small_image_encoder(height: int, width: int, projection_dim: int) -> ImageEn
     Args:
         height, width: pixels of the images it will see.
         projection_dim: width D of the embeddings.
+
+    Raises:
+        ValueError: a side is below 48 pixels.
     """
+    # Below, the last stage strides over a map two pixels wide, where oneDNN's bfloat16 convolution (torch 2.13, AMX)
+    # reads memory that is not its own: now and then NaN, always wrong.
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"images of {height}x{width} pixels are too small; the encoder takes {SMALLEST_SIDE} a side")
     backbone = ResNetConfig(embedding_size=32, hidden_sizes=[64, 96, 128, 256], depths=[1, 1, 1, 1], layer_type="basic")
     return ImageEncoder(
         ImageEncoderConfig(

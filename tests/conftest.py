@@ -44,8 +44,8 @@ def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactor
 
     run = tmp_path_factory.mktemp("run")
     settings = CategorizeSettings(
-        image_height=40,
-        image_width=32,
+        image_height=64,
+        image_width=48,
         embed_dim=64,
         vocab_size=1000,
         contrastive=TrainConfig(epochs=1, batch_size=64),

@@ -1,7 +1,7 @@
 """Label neighbours from category names, and the five target distributions built on them.
 
 Notable: everything about C labels lives in sparse rows of K+1 numbers, so a table of 100,000 labels takes 25 MB and is
-found in blocks that never hold more than 256 MB of the C×C similarities. A target that spreads mass over every class
+found in blocks of 64 MB of the C×C similarities. A target that spreads mass over every class
 (`uniform`) is a row plus one number, the probability of each class outside the row. Equal similarities are ranked by
 class number, so a table is a function of the names alone.
 Sources: neighbour label smoothing as in semantic-label product categorization at Walmart; curriculum of Doğan et al.,
@@ -29,7 +29,7 @@ from catalogue.atomic import atomic_file
 from catalogue.product import PATH_SEPARATOR
 
 NEIGHBOURS = 20
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 64 * 2**20
 TABLE_FORMAT = "shelfwise-neighbour-table-1"
 
 Naming = Literal["leaf", "path"]

@@ -120,7 +120,6 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
         generator=torch.Generator(),  # its own, else starting to load would advance the dropout stream
     )
     steps = len(sampler) * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
     task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what convolutions are fastest in
     task.model.to(accelerator.device)
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout
@@ -128,7 +127,6 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
     checkpoint = folder / f"{task.name}.safetensors"
     fingerprint = _fingerprint(task, config, accelerator.num_processes)
     position = load_checkpoint(checkpoint, task.model, optimizer, fingerprint) or Position(0, 0, 0, fingerprint)
-    schedule.step(position.step)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     writer = SummaryWriter(folder / "tensorboard" / task.name, purge_step=position.step) if main else None
 
@@ -143,13 +141,15 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
             model.train()
             for done, batch in enumerate(loader, start=first_batch + 1):
                 batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+                learning_rate = config.learning_rate * learning_rate_factor(step, steps, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
                 with accelerator.autocast():
                     loss, scalars = task.loss(model, batch)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                schedule.step()
                 step += 1
                 if step % 20 == 0 or step == steps:
                     value = loss.item()
@@ -159,7 +159,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
                         )
                     if writer is not None:
                         writer.add_scalar("train/loss", value, step)
-                        writer.add_scalar("train/learning_rate", schedule.get_last_lr()[0], step)
+                        writer.add_scalar("train/learning_rate", learning_rate, step)
                         for name, scalar in scalars.items():
                             writer.add_scalar(f"train/{name}", float(scalar), step)
                     progress.update(bar, completed=step, note=f"loss {value:.3f}")
