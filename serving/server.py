@@ -47,8 +47,10 @@ SHARED_MEMORY_PREFIX = "shelfwise-"
 CONTROL_PROTOCOLS = "model-repository,trace,logging"
 LOG_LINE = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d")
 FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)", re.DOTALL)
-# What Triton says once no request is under way any more, and how long unloading its models may take after that.
+# What Triton says once no request is under way any more, what it says of each model that it unloads then, and how long
+# one may take: stubs need about a second.
 DRAINED = "All models are stopped, unloading models"
+UNLOADED = "successfully unloaded '"
 UNLOAD_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 KEPT_LOG_LINES = 2000
@@ -113,6 +115,7 @@ class TritonServer:
         self._log_pump: threading.Thread | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=KEPT_LOG_LINES)
         self._drained = threading.Event()
+        self._last_unload = 0.0
         self._stubs: dict[int, str] = {}
 
     @property
@@ -220,11 +223,10 @@ class TritonServer:
         answered but never released, and its model is never unloaded.
         """
         deadline = time.monotonic() + grace_seconds
-        while process.poll() is None and not self._drained.wait(0.05):
-            if time.monotonic() > deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            if self._drained.is_set() and time.monotonic() > self._last_unload + UNLOAD_SECONDS:
                 return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(UNLOAD_SECONDS)
 
     def kill(self) -> None:
         """End Triton and its stubs at once (SIGKILL to their process group)."""
@@ -307,6 +309,8 @@ class TritonServer:
         for line in source:
             text = line.decode(errors="replace").rstrip("\n")
             self._log.append(text)
+            if DRAINED in text or UNLOADED in text:
+                self._last_unload = time.monotonic()
             if DRAINED in text:
                 self._drained.set()
             with contextlib.suppress(OSError):  # a full disk or a closed terminal must not stop the server
