@@ -1,7 +1,6 @@
 """Neighbour tables and target distributions against dense [C, C] references written from the definitions."""
 
 import itertools
-import os
 import warnings
 from pathlib import Path
 
@@ -30,8 +29,6 @@ from training.labels import (
 from training.sentence_encoder import SentenceEncoder, packaged_sentence_encoder
 
 CLASSES, K = 37, 6
-DATA = Path(os.environ.get("SHELFWISE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-TAXONOMY = DATA / "google-taxonomy.txt"
 
 
 def embeddings(classes: int = CLASSES, width: int = 12, seed: int = 0) -> np.ndarray:
@@ -404,10 +401,10 @@ def test_sentence_encoder_refuses_empty_names_and_folders(sentence_encoder: Sent
         SentenceEncoder(tmp_path)
 
 
-def test_neighbours_of_google_categories_stay_in_their_top_level(sentence_encoder: SentenceEncoder) -> None:
-    if not TAXONOMY.is_file():
-        pytest.skip(f"no google-taxonomy.txt at {TAXONOMY.parent}; SHELFWISE_DATA names another folder")
-    everything = Taxonomy.read_google(TAXONOMY)
+def test_neighbours_of_google_categories_stay_in_their_top_level(
+    real_data: Path, sentence_encoder: SentenceEncoder
+) -> None:
+    everything = Taxonomy.read_google(real_data / "google-taxonomy.txt")
     # A twelfth of the leaves keeps the test short; the whole taxonomy is in benchmarks/quality/neighbours.py.
     paths = everything.leaves().paths[::12]
     found = neighbours_of_names(paths, sentence_encoder, k=5)
