@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: model, optimiser, position and random state in one safetensors file.
+"""Checkpoints of a running training: model, optimiser and position in one safetensors file.
 
 Safetensors rather than torch.save because no pickle is ever loaded, and one file because it is replaced atomically.
 """
@@ -32,7 +32,6 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors["random_state"] = torch.get_rng_state()
     with atomic_file(path) as aside:
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -44,7 +43,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> Position | None:
-    """Restores the checkpoint at `path` into model, optimiser and torch's generator; None when there is none to use.
+    """Restores the checkpoint at `path` into model and optimiser; None when there is none to use.
 
     Raises:
         ValueError: the checkpoint belongs to a run with another configuration.
@@ -63,5 +62,4 @@ def load_checkpoint(
             _, number, key = name.split(".", 2)
             state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random_state"])
     return position

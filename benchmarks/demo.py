@@ -1,0 +1,163 @@
+"""The demonstration: start Triton on an exported repository, ask it about held-out products, and measure.
+
+Everything goes through the server as any caller would: top-5 of a handful of products, accuracy over the test split
+with both inputs, the image alone and the title alone, p50 and p99 of single requests, a contact sheet.  What is printed
+is also written as JSON beside the sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from benchmarks import results
+from catalogue.feed import detect_preset, open_feed
+from catalogue.product import Product, join_path
+from client import Categorization, Item, ShelfwiseClient, ShelfwiseError
+from serving.server import TritonServer
+
+SHOWN = 12
+LATENCY_REQUESTS = 300
+BATCH = 16
+MODALITIES = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of held-out products whose category came first, and was among the first five."""
+
+    products: int
+    top_1: float
+    top_5: float
+    products_per_second: float
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("feed", type=Path)
+    parser.add_argument("--repository", type=Path, required=True, help="model repository, from `shelfwise export`")
+    parser.add_argument("--output", type=Path, required=True, help="folder for contact sheet, results and Triton's log")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    feed = open_feed(arguments.feed, detect_preset(arguments.feed), splits=["test"])
+    products = [product for product in feed if product.category]
+
+    log = arguments.output / "triton.log"
+    print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
+    with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with ShelfwiseClient(server.url, timeout=30.0) as client:
+            metadata = client.server_metadata()
+            print(f"{metadata.name} {metadata.version} is ready on {server.url}\n", flush=True)
+            show(client, products[:SHOWN], arguments.output / "contact-sheet.png")
+            rows: list[dict[str, Any]] = []
+            print(f"held-out split through the server, {len(products)} products")
+            for modality in MODALITIES:
+                accuracy = measure_accuracy(client, products, modality)
+                print(
+                    f"  {modality:14} top-1 {accuracy.top_1:.4f}  top-5 {accuracy.top_5:.4f}"
+                    f"  ({accuracy.products} products, {accuracy.products_per_second:.0f}/s)",
+                    flush=True,
+                )
+                rows.append({"modality": modality, **vars(accuracy)})
+            latency = measure_latency(client, products)
+            print(f"one request at a time: p50 {latency['p50_ms']:.2f} ms  p99 {latency['p99_ms']:.2f} ms")
+            rows.append({"requests": LATENCY_REQUESTS, **latency})
+    packages = ("torch", "onnxruntime", "tritonclient", "numpy")
+    print(f"contact sheet: {arguments.output / 'contact-sheet.png'}")
+    print(f"results:       {results.write('demo', rows, packages, arguments.output)}")
+
+
+def show(client: ShelfwiseClient, products: Sequence[Product], sheet: Path) -> None:
+    """Prints the five most probable categories of some products and draws them on a contact sheet."""
+    answers = [client.categorize(image=first_image(product), title=product.title, k=5) for product in products]
+    for product, answer in zip(products, answers, strict=True):
+        print(f"{product.title or '(no title)'}   [{join_path(product.category)}]")
+        for category in answer.categories:
+            mark = "✓" if category.path == product.category else " "
+            print(f"  {mark} {category.probability:.4f}  {category.label}")
+    print()
+    draw_contact_sheet(products, answers, sheet)
+
+
+def measure_accuracy(client: ShelfwiseClient, products: Sequence[Product], modality: str) -> Accuracy:
+    """Categorizes products through the server, those that have what the modality needs.
+
+    Raises:
+        ShelfwiseError: a product could not be answered.
+    """
+    use_image, use_title = MODALITIES[modality]
+    asked = [
+        product
+        for product in products
+        if (product.images or not use_image) and (product.title.strip() or not use_title)
+    ]
+    items = (
+        Item(first_image(product) if use_image else None, product.title if use_title else None) for product in asked
+    )
+    first = within_five = 0
+    start = time.perf_counter()
+    for product, answer in zip(asked, categorized(client, items), strict=True):
+        paths = [category.path for category in answer.categories]
+        first += paths[0] == product.category
+        within_five += product.category in paths
+    seconds = time.perf_counter() - start
+    return Accuracy(len(asked), first / len(asked), within_five / len(asked), len(asked) / seconds)
+
+
+def categorized(client: ShelfwiseClient, items: Iterator[Item]) -> Iterator[Categorization]:
+    """The answers to a stream of items; an item that failed ends the measurement."""
+    for answer in client.categorize_many(items, k=5, batch_size=BATCH):
+        if isinstance(answer, ShelfwiseError):
+            raise answer
+        yield answer
+
+
+def measure_latency(client: ShelfwiseClient, products: Sequence[Product]) -> dict[str, float]:
+    """Milliseconds that single requests take, one after another: p50 and p99, after a warm-up."""
+    whole = [product for product in products if product.images and product.title.strip()]
+    milliseconds = []
+    for request in range(-20, LATENCY_REQUESTS):
+        product = whole[request % len(whole)]
+        start = time.perf_counter()
+        client.categorize(image=first_image(product), title=product.title, k=5)
+        if request >= 0:
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def first_image(product: Product) -> bytes | None:
+    """The main image of a product, None when it has none."""
+    return product.images[0] if product.images else None
+
+
+def draw_contact_sheet(products: Sequence[Product], answers: Sequence[Categorization], path: Path) -> None:
+    """Draws each product with its first three answers, the right one in green."""
+    columns, width, picture, height = 4, 300, 170, 270
+    rows = -(-len(products) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (product, answer) in enumerate(zip(products, answers, strict=True)):
+        left, top = (number % columns) * width, (number // columns) * height
+        if product.images:
+            image = ImageOps.contain(Image.open(io.BytesIO(product.images[0])).convert("RGB"), (width - 20, picture))
+            sheet.paste(image, (left + (width - image.width) // 2, top + 6))
+        pen.text((left + 10, top + picture + 14), product.title[:44] or "(no title)", "black", font_size=13)
+        for line, category in enumerate(answer.categories[:3]):
+            colour = "#1a7f37" if category.path == product.category else "#57606a"
+            text = f"{category.probability:.3f}  {category.path[-1]}"
+            pen.text((left + 10, top + picture + 34 + 17 * line), text, colour, font_size=13)
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()
