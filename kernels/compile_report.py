@@ -253,6 +253,14 @@ def markdown(rows: list[Compiled]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(rows: list[Compiled], folder: Path) -> None:
+    """Write compile_report.json and compile_report.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"triton": triton.__version__, "torch": torch.__version__, "kernels": [asdict(row) for row in rows]}
+    (folder / "compile_report.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "compile_report.md").write_text("# Kernels, compiled ahead of time\n\n" + markdown(rows))
+
+
 def main() -> None:
     """Compile, print the table, write it where asked; fail on spills."""
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_report", description=__doc__)
@@ -260,13 +268,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for compile_report.json and compile_report.md")
     arguments = parser.parse_args()
     rows = report(arguments.architectures)
-    table = markdown(rows)
-    print(table)
+    print(markdown(rows))
     if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        record = {"triton": triton.__version__, "torch": torch.__version__, "kernels": [asdict(row) for row in rows]}
-        (arguments.output / "compile_report.json").write_text(json.dumps(record, indent=1) + "\n")
-        (arguments.output / "compile_report.md").write_text("# Kernels, compiled ahead of time\n\n" + table)
+        write(rows, arguments.output)
     spilling = [f"{row.name} (sm_{row.architecture})" for row in rows if row.spill_bytes]
     if spilling:
         raise SystemExit(f"spills: {', '.join(spilling)}")

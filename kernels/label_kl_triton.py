@@ -460,6 +460,8 @@ def two_read_kernel(
     CERTAIN: tl.constexpr = WIDTH if ALIGNED else WIDTH - 2 * (VECTOR - 1)
     BLOCK: tl.constexpr = TILES * LANES
     KEPT: tl.constexpr = LOOPS * BLOCK
+    # Rare: more padding than the kept tiles hold.
+    PADDED: tl.constexpr = KEPT + VECTOR > CLASSES
     soft_scale = LOG2E * inverse_temperature
     in_block = _tile(0, TILES, LANES)
 
@@ -468,6 +470,8 @@ def two_read_kernel(
     soft_sum = tl.zeros([LANES], tl.float32)
     for block in tl.range(0, LOOPS, num_stages=STAGES):
         x = tl.load(row + block * BLOCK + in_block).to(tl.float32)
+        if PADDED:
+            x = tl.where(before + block * BLOCK + in_block < CLASSES, x, float("-inf"))
         if HAS_TEMPERATURE:
             _, soft_sum = _online(x, lane_maximum, soft_sum, soft_scale)
         lane_maximum, lane_sum = _online(x, lane_maximum, lane_sum, LOG2E)
@@ -548,6 +552,8 @@ def two_read_kernel(
             for back in tl.range(0, LOOPS, num_stages=STAGES):
                 at = (LOOPS - 1 - back) * BLOCK
                 x = tl.load(row + at + in_block, eviction_policy="evict_first").to(tl.float32)
+                if PADDED:
+                    x = tl.where(before + at + in_block < CLASSES, x, float("-inf"))
                 e = tl.exp2(tl.fma(x, LOG2E, -maximum * LOG2E))
                 if HAS_TEMPERATURE:
                     g = e * hard + tl.exp2(tl.fma(x, soft_scale, -maximum * soft_scale)) * soft
@@ -906,19 +912,28 @@ def powers_of_two(count: int) -> tuple[int, int, int]:
 @lru_cache(maxsize=256)
 def plan_row(width: int, element_size: int, two_temperatures: bool = False) -> RowPlan:
     """The plan for rows of `width` columns, of `element_size` bytes each."""
-    vector = 16 // element_size
     limits = SINGLE_READ_COLUMNS_TWO_TEMPERATURES if two_temperatures else SINGLE_READ_COLUMNS
     for num_warps, columns in limits.items():
         if width <= columns:
-            lanes = 32 * num_warps * vector
-            return RowPlan(num_warps, lanes, powers_of_two(-(-width // lanes)))
-    num_warps = 16
+            return single_read_plan(width, element_size, num_warps)
+    return two_read_plan(width, element_size)
+
+
+def two_read_plan(width: int, element_size: int, num_warps: int = 16, kept: int = 32768, stages: int = 4) -> RowPlan:
+    """A plan that streams a row but for its last columns, between half of `kept` and `kept` of them."""
+    vector = 16 // element_size
     lanes, block_tiles = 32 * num_warps * vector, 16 // vector
-    block, kept = block_tiles * lanes, 32768
-    # Blocks take no mask: they exist in full in every row. What they leave is kept, at least half of `kept`.
-    loops = -(-(width - kept) // block) if width > kept else 1
+    block = block_tiles * lanes
+    # Blocks take no mask: they exist in full in every row.
+    loops = max(1, -(-(width - kept) // block))
     kept_tiles = triton.next_power_of_2(-(-(width - loops * block) // lanes))
-    return RowPlan(num_warps, lanes, loops=loops, block_tiles=block_tiles, kept_tiles=kept_tiles)
+    return RowPlan(num_warps, lanes, loops=loops, block_tiles=block_tiles, kept_tiles=kept_tiles, stages=stages)
+
+
+def single_read_plan(width: int, element_size: int, num_warps: int) -> RowPlan:
+    """A plan that holds the whole row."""
+    lanes = 32 * num_warps * 16 // element_size
+    return RowPlan(num_warps, lanes, powers_of_two(-(-width // lanes)))
 
 
 def _vector_layout(logits: Tensor, gradient: Tensor | None) -> bool:

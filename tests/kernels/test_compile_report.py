@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, ahead of time and without a GPU: no spills, wide accesses, one read of a row."""
+"""What the compiler makes of the kernels, without a GPU: no spills, wide accesses, one read and one write of a row."""
 
 from __future__ import annotations
 

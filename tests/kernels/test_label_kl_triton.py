@@ -130,6 +130,12 @@ def test_rows_longer_than_registers(classes: int, dtype: torch.dtype, temperatur
     check(problem, temperature=temperature)
 
 
+@pytest.mark.parametrize("width", [3000, 40000, 40001])
+def test_more_padding_than_classes(width: int) -> None:
+    problem = Problem.random(2, 1000, dtype=torch.bfloat16, device=DEVICE)
+    check(problem, torch.nn.functional.pad(problem.logits, (0, width - 1000), value=9.0))
+
+
 def test_ignored_long_row_gets_zeros_everywhere() -> None:
     problem = Problem.random(2, 40001, dtype=torch.bfloat16, device=DEVICE)
     problem.labels[0] = -100
@@ -392,7 +398,6 @@ def test_linear_entry_recomputes_what_it_does_not_keep(
 @pytest.mark.parametrize("alternative", range(4))
 def test_every_plan_of_the_benchmark_sweep_gives_the_same_result(alternative: int) -> None:
     from benchmarks.kernels.label_kl import alternative_plans
-
     from kernels import label_kl_triton
 
     for classes, dtype in ((4352, torch.bfloat16), (4350, torch.float32), (33000, torch.bfloat16)):
