@@ -1171,12 +1171,11 @@ def _block_logits(scratch: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor 
     return torch.addmm(bias, hidden, weight.T, out=block)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right in total's float32."""
-    if total.is_cuda and left.dtype != torch.float32:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(left.float(), right.float())
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32, not rounded to the factors' type."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def linear_focal_label_kl_rows(
@@ -1270,7 +1269,8 @@ def linear_focal_label_kl_gradients(
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
     constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
     for columns, row_slices in blocks:
-        block_of_weight = torch.zeros_like(weight[columns], dtype=torch.float32)
+        whole = len(row_slices) == 1
+        block_of_weight = torch.zeros_like(weight[columns], dtype=torch.float32) if not whole else None
         block_of_bias = torch.zeros_like(of_bias[columns], dtype=torch.float32)
         for part in row_slices:
             block = _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
@@ -1290,10 +1290,14 @@ def linear_focal_label_kl_gradients(
                 columns.stop - columns.start,
                 **constants,
             )
-            _add_product(of_hidden[part], block, weight[columns])
-            _add_product(block_of_weight, block.T, hidden[part])
+            of_hidden[part] += _product(block, weight[columns])
+            if block_of_weight is None:
+                torch.mm(block.T, hidden[part], out=of_weight[columns])
+            else:
+                block_of_weight += _product(block.T, hidden[part])
             if bias is not None:
                 block_of_bias += block.sum(0, dtype=torch.float32)
-        of_weight[columns] = block_of_weight
+        if block_of_weight is not None:
+            of_weight[columns] = block_of_weight
         of_bias[columns] = block_of_bias
     return of_hidden.to(hidden.dtype), of_weight, of_bias

@@ -364,7 +364,6 @@ def run_case(case: Case, quick: bool) -> Iterator[Row]:
             del graphs
         except Exception as error:
             yield not_measured(case.name, variant.name, "graph", reason(error))
-            torch.cuda.synchronize()
         torch.cuda.empty_cache()
     if not quick:
         yield from run_plans(case, sets, floor_us, repetitions)
@@ -411,7 +410,10 @@ def run_plans(case: Case, sets: list[Inputs], floor_us: float, repetitions: int)
             )
             return loss, inputs.gradient
 
-        name = f"plan {'in use' if index == 0 else index}: {plan}"
+        how = "+".join(str(tiles) for tiles in plan.tiles if tiles) + " tiles"
+        if not plan.single_read:
+            how = f"{plan.loops}x{plan.block_tiles} tiles, {plan.kept_tiles} kept, {plan.stages} stages"
+        name = f"plan{' in use' if index == 0 else ''}: {plan.num_warps} warps, {how}"
         try:
             sets[0].gradient.fill_(float("nan"))
             check(call, sets[0], VARIANTS[0])
