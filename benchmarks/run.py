@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES: dict[str, tuple[str, ...]] = {"kernels": ("benchmarks.kernels.label_kl",)}
+SUITES: dict[str, tuple[str, ...]] = {
+    "kernels": ("benchmarks.kernels.label_kl",),
+    "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
+}
 """Suite -> modules with a function main(quick, output)."""
 
 

