@@ -73,13 +73,20 @@ class Compiled:
 
 
 def _row_configuration(
-    name: str, classes: int, width: int, dtype: torch.dtype, temperature: float = 1.0, with_gradient: bool = True
+    name: str,
+    classes: int,
+    width: int,
+    dtype: torch.dtype,
+    temperature: float = 1.0,
+    with_gradient: bool = True,
+    class_weights: bool = False,
 ) -> Configuration:
     logits = torch.empty(2, width, dtype=dtype, device="meta")
     ids = torch.empty(classes, ENTRIES, dtype=torch.int32, device="meta")
-    plan = label_kl_triton.plan_row(width, dtype.itemsize, temperature != 1.0)
+    class_weight = torch.empty(classes, device="meta") if class_weights else None
+    plan = label_kl_triton.plan_row(width, dtype.itemsize, temperature != 1.0, class_weights)
     kernel, constants = label_kl_triton.row_launch(
-        logits, logits if with_gradient else None, ids, None, temperature, classes, plan
+        logits, logits if with_gradient else None, ids, class_weight, temperature, classes, plan
     )
     return Configuration(name, kernel, constants, dtype, plan.num_warps, bool(constants["ALIGNED"]))
 
@@ -102,6 +109,7 @@ def configurations() -> list[Configuration]:
         _row_configuration("focal_label_kl 4,350 fp32", 4350, 4350, fp32),
         _row_configuration("focal_label_kl 4,350 in 4,352 bf16, temperature", 4350, 4352, bf16, 2.0),
         _row_configuration("focal_label_kl 4,350 in 4,352 bf16, loss only", 4350, 4352, bf16, 1.0, False),
+        _row_configuration("focal_label_kl 4,350 in 4,352 bf16, class weights", 4350, 4352, bf16, class_weights=True),
         _row_configuration("focal_label_kl 142 bf16", 142, 142, bf16),
         _row_configuration("focal_label_kl 21,841 in 21,888 bf16", 21841, 21888, bf16),
         _row_configuration("focal_label_kl 21,841 bf16", 21841, 21841, bf16),
@@ -109,6 +117,8 @@ def configurations() -> list[Configuration]:
         _row_configuration("focal_label_kl 18,432 fp32, temperature", 18432, 18432, fp32, 2.0),
         _row_configuration("focal_label_kl 100,000 bf16", 100000, 100000, bf16),
         _row_configuration("focal_label_kl 99,999 bf16", 99999, 99999, bf16),
+        _row_configuration("focal_label_kl 100,000 fp16", 100000, 100000, fp16),
+        _row_configuration("focal_label_kl 100,000 fp16, class weights", 100000, 100000, fp16, class_weights=True),
         _row_configuration("focal_label_kl 100,000 bf16, temperature", 100000, 100000, bf16, 2.0),
         _row_configuration("focal_label_kl 100,000 fp32", 100000, 100000, fp32),
     ]

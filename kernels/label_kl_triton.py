@@ -910,13 +910,15 @@ def powers_of_two(count: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=256)
-def plan_row(width: int, element_size: int, two_temperatures: bool = False) -> RowPlan:
+def plan_row(width: int, element_size: int, two_temperatures: bool = False, class_weights: bool = False) -> RowPlan:
     """The plan for rows of `width` columns, of `element_size` bytes each."""
     limits = SINGLE_READ_COLUMNS_TWO_TEMPERATURES if two_temperatures else SINGLE_READ_COLUMNS
     for num_warps, columns in limits.items():
         if width <= columns:
             return single_read_plan(width, element_size, num_warps)
-    return two_read_plan(width, element_size)
+    # 64 values a thread fit 128 registers where nothing else wants any.
+    plain = not (two_temperatures or class_weights) and width % (16 // element_size) == 0
+    return two_read_plan(width, element_size, kept=32768 if plain else 16384)
 
 
 def two_read_plan(width: int, element_size: int, num_warps: int = 16, kept: int = 32768, stages: int = 4) -> RowPlan:
@@ -1024,7 +1026,7 @@ def focal_label_kl_rows(
     if not _vector_layout(logits, gradient):
         logits = logits.clone(memory_format=torch.contiguous_format)
         gradient = None if gradient is None else torch.empty_like(logits)
-    plan = plan or plan_row(logits.shape[1], logits.element_size(), temperature != 1.0)
+    plan = plan or plan_row(logits.shape[1], logits.element_size(), temperature != 1.0, class_weight is not None)
     kernel, constants = row_launch(logits, gradient, neighbour_ids, class_weight, temperature, classes, plan)
     _launch(
         kernel,
