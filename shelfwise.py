@@ -210,7 +210,7 @@ def categorize(
     try:
         with ShelfwiseClient(url, timeout=timeout) as client:
             answer = client.categorize(image=image, title=title, k=k)
-    except (ShelfwiseError, OSError) as error:
+    except (ShelfwiseError, ValueError, OSError) as error:
         fail(error)
     for category in answer.categories:
         typer.echo(f"{category.probability:7.4f}  {category.label}")

@@ -47,9 +47,7 @@ class OutputParity:
         if self.cosine is not None and not self.cosine >= limits.min_cosine:
             return f"{self.output}: cosine is {self.cosine:.6f}, must be at least {limits.min_cosine}"
         if self.difference is not None and not self.difference <= limits.max_difference:
-            return (
-                f"{self.output}: largest difference is {self.difference:.2e}, must be at most {limits.max_difference}"
-            )
+            return f"{self.output}: a value differs by {self.difference:.2e}, may differ by {limits.max_difference:.0e}"
         return ""
 
 

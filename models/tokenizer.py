@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]")
+CONTROL_TO_SPACE = str.maketrans({chr(code): " " for code in (*range(0x20), *range(0x7F, 0xA0))})
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
@@ -34,6 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
@@ -74,9 +76,14 @@ def set_length(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def clean(text: str) -> str:
+    """A text as the served `tokenize` model takes it: control characters are spaces, and the ends are stripped."""
+    return text.translate(CONTROL_TO_SPACE).strip()
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and attention mask of texts, [N, L] int64 each; `set_length` must have been called."""
-    encodings = tokenizer.encode_batch(list(texts))
+    encodings = tokenizer.encode_batch([clean(text) for text in texts])
     input_ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     attention_mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
     return input_ids, attention_mask

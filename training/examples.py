@@ -25,7 +25,7 @@ from catalogue.feed import Feed
 from catalogue.images import ImageError, decode_image
 from catalogue.product import Product, Split
 from catalogue.taxonomy import Taxonomy
-from models.tokenizer import encode
+from models.tokenizer import clean, encode
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNKNOWN_CATEGORY = -1
@@ -128,7 +128,7 @@ def _write(
     input_ids, attention_mask = encode(tokenizer, text.titles)
     np.save(folder / "input_ids.npy", np.repeat(input_ids, repeats, axis=0))
     np.save(folder / "attention_mask.npy", np.repeat(attention_mask, repeats, axis=0))
-    np.save(folder / "text_present.npy", np.repeat([bool(title.strip()) for title in text.titles], repeats))
+    np.save(folder / "text_present.npy", np.repeat([bool(clean(title)) for title in text.titles], repeats))
     labels = [class_of.get(path, UNKNOWN_CATEGORY) for path in text.categories]
     np.save(folder / "labels.npy", np.repeat(np.array(labels, dtype=np.int64), repeats))
     np.save(folder / "splits.npy", np.repeat(np.array([SPLITS.index(s) for s in text.splits], dtype=np.int8), repeats))

@@ -103,7 +103,9 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
         ValueError: `folder` holds a checkpoint of the same task with other settings.
     """
     main = accelerator.is_main_process
-    optimizer = torch.optim.AdamW(_parameter_groups(task.model, config.weight_decay), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(task.model, config.weight_decay), lr=config.learning_rate, fused=True
+    )
     sampler = EpochSampler(
         len(task.dataset),  # type: ignore[arg-type]
         config.batch_size,

@@ -1,0 +1,180 @@
+"""Versions of a repository: whole or not at all, the previous one kept, rolled back; and exports of a real bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import shelfwise
+from export.categorize import export_categorizer, real_inputs
+from export.parity import ParityError
+from export.repository import RepositoryError, published_versions, rollback, stage_version
+from training.bundle import load_bundle
+
+
+def publish(repository: Path, text: str) -> int:
+    with stage_version(repository, "categorize") as staged:
+        for model in staged.models:
+            (staged.path(model) / "built").write_text(text)
+        staged.publish({"text": text})
+    return staged.version
+
+
+def test_versions_count_up_and_two_are_kept(tmp_path: Path) -> None:
+    assert [publish(tmp_path, text) for text in "abc"] == [1, 2, 3]
+    assert published_versions(tmp_path, "categorize") == [2, 3]
+    assert sorted(path.name for path in (tmp_path / "tokenize").iterdir()) == ["2", "3", "config.pbtxt"]
+
+
+def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
+    publish(tmp_path, "a")
+    publish(tmp_path, "b")
+    assert rollback(tmp_path, "categorize") == 1
+    assert (tmp_path / "text_encoder" / "1" / "built").read_text() == "a"
+    assert not (tmp_path / "text_encoder" / "2").exists()
+    with pytest.raises(RepositoryError, match="none to go back to"):
+        rollback(tmp_path, "categorize")
+
+
+def test_an_export_that_fails_leaves_no_trace(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    publish(repository, "a")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+
+    def fail_half_way() -> None:
+        with stage_version(repository, "categorize") as staged:
+            (staged.path("tokenize") / "built").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -> None:
+    publish(tmp_path, "a")
+    leftover = tmp_path / "tokenize" / "2"
+    leftover.mkdir()
+    (leftover / "built").write_text("half")
+    assert published_versions(tmp_path, "categorize") == [1], "a version counts when the ensemble's is there"
+    assert publish(tmp_path, "b") == 2
+    assert (leftover / "built").read_text() == "b"
+
+
+def test_an_exported_repository_holds_what_its_models_read(categorize_repository: Path) -> None:
+    files = {str(path.relative_to(categorize_repository)) for path in categorize_repository.rglob("*")}
+    assert {
+        "decode_image/1/images.py",
+        "decode_image/1/model.py",
+        "decode_image/1/preprocessing.json",
+        "tokenize/1/tokenizer.json",
+        "image_encoder/1/model.onnx",
+        "image_encoder/1/report.json",
+        "category_labels/1/labels.txt",
+        "categorize/1/release.json",
+        "categorize/readiness.json",
+    } <= files
+    report = json.loads((categorize_repository / "category_head" / "1" / "report.json").read_text())
+    assert {output["output"] for output in report["parity"]} == {"category_id", "probability", "neighbour_kl"}
+
+
+def test_neighbour_kl_is_the_divergence_from_the_soft_label(
+    categorize_bundle: Path, categorize_repository: Path
+) -> None:
+    bundle = load_bundle(categorize_bundle)
+    inputs = real_inputs(bundle, bundle.samples)
+    with torch.no_grad():
+        logits = bundle.model(*(inputs[name] for name in inputs))
+    q = torch.softmax(logits.double(), dim=1).numpy()
+    soft = np.zeros((len(bundle.taxonomy), len(bundle.taxonomy)))
+    np.put_along_axis(soft, bundle.neighbours.ids.long().numpy(), bundle.neighbours.weights.double().numpy(), axis=1)
+    p = soft[q.argmax(1)]
+    expected = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(q)), 0).sum(1)
+
+    sessions = {
+        name: onnxruntime.InferenceSession(categorize_repository / name / "1" / "model.onnx")
+        for name in ("image_encoder", "text_encoder", "category_head")
+    }
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    for name in sessions:
+        outputs = [output.name for output in sessions[name].get_outputs()]
+        feed = {node.name: arrays[node.name] for node in sessions[name].get_inputs()}
+        arrays |= dict(zip(outputs, sessions[name].run(outputs, feed), strict=True))
+    np.testing.assert_allclose(arrays["neighbour_kl"][:, 0], expected, atol=1e-4)
+    np.testing.assert_array_equal(arrays["category_id"][:, 0], q.argmax(1))
+    assert np.all(np.diff(arrays["probability"], axis=1) <= 0), "most probable first"
+
+
+def test_an_export_that_misses_parity_keeps_the_old_version(
+    categorize_bundle: Path, categorize_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(categorize_repository, repository)
+    # The exporter is made to write a graph with other weights, as an optimiser gone wrong would.
+    import export.categorize as exporting
+
+    def drifted(graph: exporting.GraphSpec, path: Path) -> None:
+        state = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+        with torch.no_grad():
+            next(parameter for parameter in graph.module.parameters() if parameter.ndim >= 2).mul_(1.5)
+        original(graph, path)
+        graph.module.load_state_dict(state)
+
+    original = exporting.export_onnx
+    monkeypatch.setattr(exporting, "export_onnx", drifted)
+    with pytest.raises(ParityError, match=r"image_encoder: .*image_embeds"):
+        export_categorizer(categorize_bundle, repository)
+    assert published_versions(repository, "categorize") == [1]
+    assert not list(tmp_path.glob(".*staging"))
+
+
+def corrupt(bundle: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "tokenizer.json"),
+        ("tokenizer.json", "{", "tokenizer.json"),
+        ("labels.txt", None, "labels.txt is missing"),
+        ("labels.txt", "A > B\n", "labels.txt has 1 labels"),
+        ("config.json", "{", "config.json is no JSON"),
+        ("config.json", '{"format_version": 99}', "format_version is 99"),
+        ("config.json", '{"format_version": 1, "system": "other"}', "config.json"),
+        ("model.safetensors", "garbage", "model.safetensors"),
+        ("neighbours.safetensors", "garbage", "neighbours.safetensors"),
+        ("samples.parquet", "garbage", "samples.parquet"),
+    ],
+)
+def test_a_corrupt_bundle_is_refused_by_the_command_with_the_files_name(
+    categorize_bundle: Path, tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    bundle = corrupt(categorize_bundle, tmp_path)
+    (bundle / file).unlink()
+    if content is not None:
+        (bundle / file).write_text(content)
+    result = CliRunner().invoke(shelfwise.app, ["export", str(bundle), "--repository", str(tmp_path / "repository")])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "repository").exists(), "nothing is written for a bundle that cannot be used"
+
+
+def test_weights_of_another_model_are_refused(categorize_bundle: Path, tmp_path: Path) -> None:
+    bundle = corrupt(categorize_bundle, tmp_path)
+    state = load_file(bundle / "model.safetensors")
+    state["head.mlp.4.weight"] = state["head.mlp.4.weight"][:3].clone()
+    save_file(state, bundle / "model.safetensors")
+    result = CliRunner().invoke(shelfwise.app, ["export", str(bundle), "--repository", str(tmp_path / "r")])
+    assert result.exit_code == 1
+    assert "head.mlp.4.weight" in result.output
