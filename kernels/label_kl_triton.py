@@ -666,17 +666,28 @@ def reduce_kernel(
 
 
 @triton.jit
-def scale_kernel(gradient, factor, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, A_ROW: tl.constexpr):
-    """Multiply a row in place; a factor of one ends the program before it touches the row."""
-    program = tl.program_id(0).to(tl.int64)
-    by = tl.load(factor + program) if A_ROW else tl.load(factor)
-    if by != 1.0:
-        row = gradient + program * STRIDE
-        lane = tl.arange(0, BLOCK)
-        for at in tl.range(0, WIDTH, BLOCK):
-            column = at + lane
-            value = tl.load(row + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            tl.store(row + column, (value * by).to(gradient.dtype.element_ty), mask=column < WIDTH)
+def scale_kernel(
+    gradient,
+    factor,
+    rows,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    A_ROW: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+):
+    """Multiply rows in place; a row whose factor is one is not touched: few programs, soon done where all are."""
+    lane = tl.arange(0, BLOCK)
+    index = tl.program_id(0).to(tl.int64)
+    for _ in range(tl.program_id(0), rows, PROGRAMS):
+        by = tl.load(factor + index) if A_ROW else tl.load(factor)
+        if by != 1.0:
+            row = gradient + index * STRIDE
+            for at in range(0, WIDTH, BLOCK):
+                column = at + lane
+                value = tl.load(row + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+                tl.store(row + column, (value * by).to(gradient.dtype.element_ty), mask=column < WIDTH)
+        index += PROGRAMS
 
 
 # The linear entry's kernels work on a block of columns of the logits, [rows, BLOCK], and keep STATISTICS numbers a row:
@@ -1075,6 +1086,7 @@ def scale_constants(gradient: Tensor, factor: Tensor) -> dict[str, int]:
         "STRIDE": _row_constants(gradient)["STRIDE"],
         "BLOCK": block,
         "A_ROW": factor.dim() == 1,
+        "PROGRAMS": min(len(gradient), 1024),
         "num_warps": max(1, min(8, block // 512)),
     }
 
@@ -1086,7 +1098,8 @@ def scale_rows(gradient: Tensor, factor: Tensor) -> None:
     if gradient.stride(1) != 1 and gradient.shape[1] > 1:
         gradient.mul_(factor if factor.dim() == 0 else factor[:, None])
         return
-    _launch(scale_kernel, len(gradient), gradient, factor.contiguous(), **scale_constants(gradient, factor))
+    constants = scale_constants(gradient, factor)
+    _launch(scale_kernel, constants["PROGRAMS"], gradient, factor.contiguous(), len(gradient), **constants)
 
 
 def label_kl_constants(logits: Tensor, candidates: Tensor, neighbour_ids: Tensor) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import results
+from benchmarks.results import NOT_MEASURED, write
 from kernels import reference
 from kernels.label_kl import focal_label_kl, label_kl, linear_focal_label_kl
 
@@ -318,7 +318,7 @@ def measured(
 
 def not_measured(case: str, variant: str, mode: str, why: str) -> Row:
     """A row without a figure, and why."""
-    return {"case": case, "variant": variant, "mode": mode, "median_us": results.NOT_MEASURED, "why": why}
+    return {"case": case, "variant": variant, "mode": mode, "median_us": NOT_MEASURED, "why": why}
 
 
 INSTALL = {"liger_kernel": "liger-kernel", "cut_cross_entropy": "cut-cross-entropy"}
@@ -588,8 +588,8 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'case':<38} {'variant':<52} {'mode':<6} {heads}   (times in microseconds)"]
     for row in rows:
         head = f"{row['case']:<38} {row['variant'][:52]:<52} {row['mode']:<6} "
-        if row["median_us"] == results.NOT_MEASURED:
-            lines.append(head + f"{results.NOT_MEASURED}: {row['why']}")
+        if row["median_us"] == NOT_MEASURED:
+            lines.append(head + f"{NOT_MEASURED}: {row['why']}")
             continue
         notes = [f"goal {row['goal_us']:g} us"] if row.get("goal_us") else []
         notes += [f"extra {row['extra_mbytes']:g} MB"] if "extra_mbytes" in row else []
@@ -606,7 +606,7 @@ def without_gpu(quick: bool, output: Path) -> None:
     print("No GPU: kernel times are not measured. Compiling ahead of time instead.", flush=True)
     cases = QUICK_CASES if quick else CASES
     rows = [not_measured(case.name, variant.name, "graph", "no GPU") for case in cases for variant in VARIANTS]
-    print("Wrote", results.write("label_kl", rows, PACKAGES, output))
+    print("Wrote", write("label_kl", rows, PACKAGES, output))
     from kernels import compile_report
 
     compiled_rows = compile_report.report((90,) if quick else compile_report.ARCHITECTURES)
@@ -628,7 +628,7 @@ def main(quick: bool, output: Path) -> None:
         for row in found:
             rows.append(row)
             print(table([row]).splitlines()[1], flush=True)
-        results.write("label_kl", rows, PACKAGES, output)
+        write("label_kl", rows, PACKAGES, output)
         torch.cuda.empty_cache()
 
     print(table([]))

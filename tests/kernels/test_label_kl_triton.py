@@ -21,13 +21,11 @@ from tests.kernels.label_kl_problem import Problem, dense_loss, norm_error
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.skipif(
-        not (INTERPRETED or torch.cuda.is_available()),
-        reason="needs a GPU; without one test_interpreter.py runs this file under TRITON_INTERPRET=1",
-    ),
-    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
-]
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip(
+        "needs a GPU; without one test_interpreter.py runs this file under TRITON_INTERPRET=1", allow_module_level=True
+    )
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: sizes or streams of a real one")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -268,6 +266,19 @@ def test_upstream_gradient_of_each_row_scales_its_row() -> None:
     check(Problem.random(5, 77, dtype=torch.bfloat16, device=DEVICE), upstream=True)
 
 
+@pytest.mark.parametrize("a_row", [False, True])
+def test_scaling_more_rows_than_programs_leaves_rows_of_factor_one_alone(a_row: bool) -> None:
+    from kernels import label_kl_triton
+
+    gradient = torch.randn(1030, 9, device=DEVICE)
+    factor = torch.randn(1030, device=DEVICE) if a_row else torch.tensor(-0.5, device=DEVICE)
+    if a_row:
+        factor[::2] = 1.0
+    expected = gradient * (factor[:, None] if a_row else factor)
+    label_kl_triton.scale_rows(gradient, factor)
+    assert torch.equal(gradient, expected)
+
+
 def test_class_weight_scales_the_focal_term() -> None:
     problem = Problem.random(5, 77, device=DEVICE)
     check(problem, class_weight=torch.rand(77, device=DEVICE) + 0.5)
@@ -328,24 +339,44 @@ def test_bad_label_or_id_makes_its_row_nan_and_touches_nothing_else() -> None:
 
 
 def test_row_offsets_beyond_two_to_the_31() -> None:
-    """Rows 2^29 float32 apart in memory that is reserved but, but for the rows, never touched."""
-    problem = Problem.random(6, 33, device=DEVICE)
-    apart = 2**29
-    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 5 * 4 * apart + 2**30:
-        pytest.skip("needs 11 GB of GPU memory")
-    logits = torch.empty(5 * apart + 64, device=DEVICE).as_strided((6, 33), (apart, 1))
-    logits.copy_(problem.logits)
-    exact = problem.changed(logits=problem.logits.double())
-    loss = focal_label_kl(logits.requires_grad_(), *problem.arguments, reduction="none")
-    torch.testing.assert_close(loss.double(), exact.loss(), atol=1e-5, rtol=1e-5)
-    kl = label_kl(logits.detach(), problem.labels, *problem.table)
-    expected = reference.label_kl(problem.logits, problem.labels, *problem.table)
-    torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
+    """Rows 2^29 float16 apart in memory that is reserved but, but for the rows, never touched."""
     from kernels import label_kl_triton
 
-    raw = logits.detach()
-    label_kl_triton.focal_label_kl_rows(raw, raw, *problem.arguments, None, 2.0, 1.0, 1.0, -100, 1.0, 33)
-    torch.testing.assert_close(raw.double(), exact.gradient(), atol=1e-6, rtol=1e-5)
+    problem = Problem.random(6, 33, dtype=torch.float16, device=DEVICE)
+    apart = 2**29
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 5 * 2 * apart + 2**30:
+        pytest.skip("needs 7 GB of GPU memory")
+    logits = torch.empty(5 * apart + 64, dtype=torch.float16, device=DEVICE).as_strided((6, 33), (apart, 1))
+    logits.copy_(problem.logits)
+    exact = problem.changed(logits=problem.logits.double())
+    kl = label_kl(logits, problem.labels, *problem.table)
+    expected = reference.label_kl(problem.logits, problem.labels, *problem.table)
+    torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
+    loss = label_kl_triton.focal_label_kl_rows(logits, logits, *problem.arguments, None, 2.0, 1.0, 1.0, -100, 1.0, 33)
+    torch.testing.assert_close(loss.double(), exact.loss(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.double(), exact.gradient(), atol=1e-3, rtol=1e-3)
+
+
+def test_training_follows_the_same_path_as_with_the_dense_loss() -> None:
+    def train(fused: bool) -> tuple[float, float]:
+        problem = Problem.random(24, 40, device=DEVICE, seed=7)
+        generator = torch.Generator().manual_seed(8)
+        inputs = torch.randn(24, 10, generator=generator).to(DEVICE)
+        weight = (0.1 * torch.randn(40, 10, generator=generator)).to(DEVICE).requires_grad_()
+        optimiser = torch.optim.Adam([weight], lr=0.05)
+        for _ in range(25):
+            logits = inputs @ weight.T
+            if fused:
+                loss = focal_label_kl(logits, *problem.arguments, inplace_backward=True)
+            else:
+                loss = dense_loss(logits, problem, 2.0, 1.0, 1.0).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        accuracy = ((inputs @ weight.T).argmax(1) == problem.labels).float().mean()
+        return float(loss.detach()), float(accuracy)
+
+    assert train(fused=True) == pytest.approx(train(fused=False), rel=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
