@@ -31,7 +31,8 @@ demo: $(addprefix demo-,$(SYSTEMS))
 demo-categorize: install $(FEED)
 	$(BIN)/shelfwise train categorize $(FEED) --run $(RUNS)/$(NAME)/categorize
 	$(BIN)/shelfwise export $(RUNS)/$(NAME)/categorize/bundle --repository $(RUNS)/$(NAME)/model_repository
-	$(BIN)/python -m benchmarks.demo $(FEED) --repository $(RUNS)/$(NAME)/model_repository --output $(RUNS)/$(NAME)/demo
+	$(BIN)/python -m benchmarks.demo $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
+		--bundle $(RUNS)/$(NAME)/categorize/bundle --output $(RUNS)/$(NAME)/demo
 
 $(RUNS)/sample.parquet: | install
 	$(BIN)/shelfwise sample $@
@@ -46,6 +47,6 @@ lint: install
 typecheck: install
 	$(BIN)/mypy
 
-# What was built here, environments included; what git tracks stays.
+# What was built here, environments included: all that git ignores.
 clean:
-	git clean -dffxq --exclude=.git
+	git clean -dfXq

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    import grpc
+
     from catalogue.feed import Feed
 
 app = typer.Typer(
@@ -36,6 +38,12 @@ REPOSITORY = Path(__file__).resolve().parent / "model_repository"
 
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Model repository in Triton's layout.")
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca", envvar="SHELFWISE_CA", help="Certificate authority (PEM) of a server behind TLS.")
+]
+HeaderOption = Annotated[
+    list[str] | None, typer.Option("--header", help="KEY=VALUE sent with every call, for a gated server; repeatable.")
 ]
 UrlOption = Annotated[str, typer.Option(envvar="SHELFWISE_URL", help="gRPC address of the server, host:port.")]
 
@@ -157,8 +165,17 @@ def serve(
     model_control: Annotated[
         bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
     ] = False,
+    triton_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Passed on to tritonserver, e.g. --triton-option=--grpc-use-ssl=true; repeatable."),
+    ] = None,
+    ca: CaOption = None,
+    header: HeaderOption = None,
 ) -> None:
-    """Serve a model repository with Triton until SIGTERM or Ctrl-C."""
+    """Serve a model repository with Triton until SIGTERM or Ctrl-C.
+
+    With TLS or gated protocols among the Triton options, --ca and --header are what the readiness check needs.
+    """
     from serving.environment import ServerEnvironmentError
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
@@ -173,10 +190,11 @@ def serve(
         log_file=log_file,
         grace_seconds=grace,
         model_control=model_control,
+        triton_options=triton_option or (),
     )
     try:
-        status = run_server(server)
-    except (ServerEnvironmentError, ServerError, NotReady) as error:
+        status = run_server(server, credentials=_credentials(ca), headers=_headers(header))
+    except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(status)
 
@@ -186,13 +204,16 @@ def ready(
     url: UrlOption = "127.0.0.1:8001",
     repository: RepositoryOption = REPOSITORY,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
 ) -> None:
     """Send one true inference through every ensemble of a running server; exit status 1 when one fails."""
     from serving.readiness import NotReady, check
 
     try:
-        typer.echo(f"ready: {', '.join(check(url, repository, timeout))}")
-    except NotReady as error:
+        names = check(url, repository, timeout, credentials=_credentials(ca), headers=_headers(header))
+        typer.echo(f"ready: {', '.join(names)}")
+    except (NotReady, ValueError, OSError) as error:
         fail(error)
 
 
@@ -203,12 +224,15 @@ def categorize(
     k: Annotated[int, typer.Option("-k", min=1, help="Categories to list.")] = 5,
     url: UrlOption = "127.0.0.1:8001",
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
 ) -> None:
     """Ask a running server for the category of a product."""
-    from client import ShelfwiseClient, ShelfwiseError
+    from client import TLS, ShelfwiseClient, ShelfwiseError
 
     try:
-        with ShelfwiseClient(url, timeout=timeout) as client:
+        tls = TLS(ca) if ca else None
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
             answer = client.categorize(image=image, title=title, k=k)
     except (ShelfwiseError, ValueError, OSError) as error:
         fail(error)
@@ -250,6 +274,22 @@ def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: s
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
     return open_feed(path, chosen, on_error, **overrides)  # type: ignore[arg-type]
+
+
+def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:
+    import grpc
+
+    return grpc.ssl_channel_credentials(ca.read_bytes()) if ca else None
+
+
+def _headers(assignments: list[str] | None) -> dict[str, str] | None:
+    headers = {}
+    for assignment in assignments or []:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"--header wants KEY=VALUE, got {assignment!r}")
+        headers[key] = value
+    return headers or None
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

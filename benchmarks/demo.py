@@ -23,6 +23,7 @@ from catalogue.feed import detect_preset, open_feed
 from catalogue.product import Product, join_path
 from client import Categorization, Item, ShelfwiseClient, ShelfwiseError
 from serving.server import TritonServer
+from training.bundle import load_bundle
 
 SHOWN = 12
 LATENCY_REQUESTS = 300
@@ -45,12 +46,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("feed", type=Path)
     parser.add_argument("--repository", type=Path, required=True, help="model repository, from `shelfwise export`")
+    parser.add_argument("--bundle", type=Path, help="print what training measured for both recipes, too")
     parser.add_argument("--output", type=Path, required=True, help="folder for contact sheet, results and Triton's log")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     feed = open_feed(arguments.feed, detect_preset(arguments.feed), splits=["test"])
     products = [product for product in feed if product.category]
 
+    rows: list[dict[str, Any]] = []
+    if arguments.bundle is not None:
+        rows += recipe_rows(load_bundle(arguments.bundle).config.metrics)
     log = arguments.output / "triton.log"
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
     with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
@@ -58,7 +63,6 @@ def main() -> None:
             metadata = client.server_metadata()
             print(f"{metadata.name} {metadata.version} is ready on {server.url}\n", flush=True)
             show(client, products[:SHOWN], arguments.output / "contact-sheet.png")
-            rows: list[dict[str, Any]] = []
             print(f"held-out split through the server, {len(products)} products")
             for modality in MODALITIES:
                 accuracy = measure_accuracy(client, products, modality)
@@ -67,13 +71,25 @@ def main() -> None:
                     f"  ({accuracy.products} products, {accuracy.products_per_second:.0f}/s)",
                     flush=True,
                 )
-                rows.append({"modality": modality, **vars(accuracy)})
+                rows.append({"measured": "through the server", "modality": modality, **vars(accuracy)})
             latency = measure_latency(client, products)
             print(f"one request at a time: p50 {latency['p50_ms']:.2f} ms  p99 {latency['p99_ms']:.2f} ms")
-            rows.append({"requests": LATENCY_REQUESTS, **latency})
+            rows.append({"measured": "one request at a time", "requests": LATENCY_REQUESTS, **latency})
     packages = ("torch", "onnxruntime", "tritonclient", "numpy")
     print(f"contact sheet: {arguments.output / 'contact-sheet.png'}")
     print(f"results:       {results.write('demo', rows, packages, arguments.output)}")
+
+
+def recipe_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prints the published recipe and fine-tuning side by side, as training measured them in PyTorch."""
+    rows = []
+    print("held-out split in PyTorch: encoders frozen (the published recipe) and fine-tuned end to end")
+    for recipe in ("frozen", "finetuned"):
+        for modality, report in metrics.get(recipe, {}).items():
+            served = "  (served)" if recipe == metrics["served"] else ""
+            print(f"  {recipe:10} {modality:14} top-1 {report['top_1']:.4f}  top-5 {report['top_5']:.4f}{served}")
+            rows.append({"measured": "PyTorch", "recipe": recipe, "modality": modality, **report})
+    return rows
 
 
 def show(client: ShelfwiseClient, products: Sequence[Product], sheet: Path) -> None:

@@ -74,7 +74,7 @@ class CategorizeSettings(BaseModel):
     dropout: ModalityDropout = ModalityDropout()
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
     head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
-    finetune: TrainConfig = TrainConfig(epochs=8, batch_size=64, learning_rate=1e-3)
+    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=3e-4)
     seed: NonNegativeInt = 0
 
     def with_seed(self) -> CategorizeSettings:
@@ -135,17 +135,15 @@ def train_categorizer(
         catalogue.feed.FeedError: the feed is broken, or has no categories or no training products.
     """
     settings = settings.with_seed()
-    torch.manual_seed(settings.seed)
-    encoders, material = _encoders_and_material(feed, settings, folder, accelerator)
+    encoders, material = train_encoders(feed, settings, folder, accelerator)
     examples = material.examples
     train_rows, val_rows, test_rows = (examples.rows(split) for split in ("train", "val", "test"))
     if not len(train_rows):
         raise FeedError(f"{feed.path} has no product with a category in the training split")
 
-    fit(ContrastiveTask(encoders, examples), settings.contrastive, folder, accelerator)
     image_encoder, text_encoder = encoders.image_encoder, encoders.text_encoder
 
-    table = _name_neighbours(material, text_encoder, settings.label_encoder)
+    table = name_neighbours(material, text_encoder, settings.label_encoder)
     tree = taxonomy_table(material.taxonomy.paths)
     evaluator = CategoryEvaluator(lambda: CategoryMetrics(table.ids[:, 1:], tree))
     objective = CategoryObjective(table, settings.labels, gamma=settings.gamma, kl_weight=settings.kl_weight)
@@ -199,6 +197,19 @@ def train_categorizer(
     )
 
 
+def train_encoders(
+    feed: Feed, settings: CategorizeSettings, folder: Path, accelerator: Accelerator
+) -> tuple[DualEncoder, FeedMaterial]:
+    """Prepares a feed and trains both encoders contrastively on it: the first half of the recipe.
+
+    Arguments and errors as in `train_categorizer`.
+    """
+    torch.manual_seed(settings.seed)
+    encoders, material = _encoders_and_material(feed, settings, folder, accelerator)
+    fit(ContrastiveTask(encoders, material.examples), settings.contrastive, folder, accelerator)
+    return encoders, material
+
+
 def soft_labels(table: NeighbourTable, scheme: LabelScheme) -> NeighbourTable:
     """The soft labels that a served answer is compared with (`neighbour_kl`): the first epoch's targets.
 
@@ -209,7 +220,7 @@ def soft_labels(table: NeighbourTable, scheme: LabelScheme) -> NeighbourTable:
     return scheme.targets(table)
 
 
-def _name_neighbours(material: FeedMaterial, text_encoder: TextEncoder, label_encoder: Path | None) -> NeighbourTable:
+def name_neighbours(material: FeedMaterial, text_encoder: TextEncoder, label_encoder: Path | None) -> NeighbourTable:
     """Label neighbours by the names of the categories, as the text encoder or a given sentence encoder sees them."""
 
     def own_encoder(names: Sequence[str]) -> np.ndarray:

@@ -175,7 +175,10 @@ def fit(task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator)
                 if writer is not None:
                     for name, value in metrics.items():
                         writer.add_scalar(f"val/{name}", value, step)
-                progress.console.print(f"{task.name} epoch {epoch + 1}/{config.epochs}: {_line(metrics)}")
+                progress.console.print(
+                    f"{task.name} epoch {epoch + 1}/{config.epochs}: {_line(metrics)}", soft_wrap=True
+                )
+                progress.console.file.flush()  # a log file should be as far along as the training
             accelerator.wait_for_everyone()
     if writer is not None:
         writer.close()
