@@ -74,7 +74,7 @@ class CategorizeSettings(BaseModel):
     dropout: ModalityDropout = ModalityDropout()
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
     head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
-    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=3e-4)
+    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=5e-4)
     seed: NonNegativeInt = 0
 
     def with_seed(self) -> CategorizeSettings:

@@ -25,6 +25,7 @@ from .metrics import CategoryMetrics, CategoryReport
 from .train import Batch
 
 MODALITIES = ("image + title", "image", "title")
+TOKEN_DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class FineTuneTask:
     ) -> None:
         self.model = model
         self.examples = examples
-        self.dataset = AugmentedPairs(examples, examples.rows("train"))
+        self.dataset = AugmentedPairs(examples, examples.rows("train"), token_dropout=TOKEN_DROPOUT)
         self.objective = objective
         self.evaluator = evaluator
         self.dropout = dropout

@@ -181,12 +181,14 @@ class AugmentedPairs(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         examples: the arrays.
         rows: indices of the examples to draw from.
         shift: images move by up to this many pixels each way, white coming in.
+        token_dropout: share of a title's tokens that are not attended to, so that no single word decides.
     """
 
-    def __init__(self, examples: Examples, rows: np.ndarray, shift: int = 4) -> None:
+    def __init__(self, examples: Examples, rows: np.ndarray, shift: int = 4, token_dropout: float = 0.0) -> None:
         self.examples = examples
         self.rows = rows
         self.shift = shift
+        self.token_dropout = token_dropout
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -198,14 +200,24 @@ class AugmentedPairs(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         generator = np.random.default_rng(request.seed)
         examples = self.examples
         pixels = augment(examples.pixel_values[rows], self.shift, generator)
+        attention_mask = examples.attention_mask[rows]
+        if self.token_dropout:
+            attention_mask = drop_tokens(attention_mask, self.token_dropout, generator)
         return {
             "pixel_values": torch.from_numpy(pixels),
             "input_ids": torch.from_numpy(examples.input_ids[rows]),
-            "attention_mask": torch.from_numpy(examples.attention_mask[rows]),
+            "attention_mask": torch.from_numpy(attention_mask),
             "image_present": torch.from_numpy(examples.image_present[rows])[:, None],
             "text_present": torch.from_numpy(examples.text_present[rows])[:, None],
             "labels": torch.from_numpy(examples.labels[rows]),
         }
+
+
+def drop_tokens(attention_mask: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Masks a share of the tokens, never the first, so that every row attends to something; [B, L] int64 in and out."""
+    kept = generator.random(attention_mask.shape) >= share
+    kept[:, 0] = True
+    return attention_mask * kept
 
 
 def augment(pixels: np.ndarray, shift: int, generator: np.random.Generator) -> np.ndarray:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from training.bundle import load_bundle
 from training.categorize import CategorizeSettings
-from training.examples import BatchRequest, augment
+from training.examples import BatchRequest, augment, drop_tokens
 from training.sampling import EpochSampler
 from training.train import TrainConfig, learning_rate_factor
 
@@ -127,6 +127,15 @@ def test_augmentation_moves_and_mirrors_but_keeps_the_picture() -> None:
     assert ((moved == 200).sum((1, 2, 3)) == 4 * 4 * 3).all(), "the patch stays whole"
     assert len({tuple(np.argwhere(image == 200)[0]) for image in moved}) > 20, "and goes to many places"
     np.testing.assert_array_equal(moved, augment(pixels, 3, np.random.default_rng(0)))
+
+
+def test_dropping_tokens_leaves_the_first_and_most_others() -> None:
+    mask = np.ones((400, 12), np.int64)
+    mask[:, 9:] = 0
+    dropped = drop_tokens(mask, 0.25, np.random.default_rng(0))
+    assert dropped[:, 0].all()
+    assert not dropped[:, 9:].any(), "padding stays padding"
+    assert dropped[:, 1:9].mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
