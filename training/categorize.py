@@ -151,6 +151,7 @@ def train_categorizer(
     head_config = CategoryHeadConfig(
         embed_dim=image_encoder.config.projection_dim, num_classes=len(material.taxonomy.paths)
     )
+    torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
     head = CategoryHead(head_config)
     validation = embed_examples(image_encoder, text_encoder, examples, val_rows)
     training = embed_examples(image_encoder, text_encoder, examples, train_rows)
