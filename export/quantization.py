@@ -1,19 +1,21 @@
 """8-bit ONNX graphs: for ONNX Runtime on a CPU, and quantise/dequantise graphs for TensorRT.
 
-On a CPU, convolutions gain from static quantisation (integers from end to end, ranges measured on calibration data) and
-matrix products from dynamic quantisation (ranges measured on every input); `suggested_method` picks by what a graph is
-made of.  Activations are unsigned and weights signed: what VNNI and AMX multiply; signed activations take ONNX Runtime's
-slow path (ten times slower in a convolution).  TensorRT wants both signed and symmetric, or both float8.
+Static quantisation measures the range of every activation once, on calibration data, so that an answer stays a function
+of its own row.  Dynamic quantisation measures it on every batch: closer to float32 where activations have outliers, and
+somewhat faster for transformers, but the rows of a batch then share a range and move each other's last digits.
+Activations are unsigned and weights signed: what VNNI and AMX multiply; signed activations take ONNX Runtime's slow path
+(measured: ten times slower in a convolution).  TensorRT wants both signed and symmetric, or both float8.
 All of it is onnxruntime.quantization; here are the choices.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 
@@ -48,18 +50,20 @@ class Quantization(StrEnum):
     TENSORRT_FP8 = "fp8-tensorrt"
 
 
-def suggested_method(path: Path) -> Quantization:
-    """What pays on a CPU: STATIC for a graph of convolutions, DYNAMIC for one of matrix products."""
+def quantized_operators(path: Path, method: Quantization) -> tuple[str, ...]:
+    """The operators that `quantize` would quantise in the graph at `path`."""
+    if method in (Quantization.DYNAMIC, Quantization.TENSORRT_FP8):
+        return MATRIX_PRODUCTS
     operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
     products = sum(operators.count(name) for name in MATRIX_PRODUCTS)
-    return Quantization.STATIC if operators.count("Conv") > products else Quantization.DYNAMIC
+    if method is Quantization.STATIC and operators.count("Conv") > products:
+        return CONVOLUTIONAL
+    return (*MATRIX_PRODUCTS, "Conv")
 
 
 def quantizable_nodes(path: Path, method: Quantization) -> list[str]:
-    """Names of the nodes that `quantize` would quantise when nothing is kept."""
-    operators = CONVOLUTIONAL if method is Quantization.STATIC else (*MATRIX_PRODUCTS, "Conv")
-    if method is Quantization.DYNAMIC:
-        operators = MATRIX_PRODUCTS
+    """Names of the nodes that `quantize` would quantise when nothing is kept, in the graph's order."""
+    operators = quantized_operators(path, method)
     graph = onnx.load(path, load_external_data=False).graph
     return [node.name for node in graph.node if node.op_type in operators]
 
@@ -98,45 +102,37 @@ def quantize(
         if method is Quantization.TENSORRT_FP8:
             model = onnx.version_converter.convert_version(model, FLOAT8_OPSET)
         onnx.save(model, prepared)
-        excluded = list(keep)
+        operators = list(quantized_operators(source, method))
         if method is Quantization.DYNAMIC:
             quantize_dynamic(
                 prepared,
                 target,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=list(MATRIX_PRODUCTS),
-                nodes_to_exclude=excluded,
-            )
-            return
-        reader = _Calibration(calibration)
-        if method is Quantization.STATIC:
-            quantize_static(
-                prepared,
-                target,
-                reader,
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=list(CONVOLUTIONAL),
-                nodes_to_exclude=excluded,
+                op_types_to_quantize=operators,
+                nodes_to_exclude=list(keep),
             )
             return
         float8 = method is Quantization.TENSORRT_FP8
+        activations, weights = {
+            Quantization.STATIC: (QuantType.QUInt8, QuantType.QInt8),
+            Quantization.TENSORRT_INT8: (QuantType.QInt8, QuantType.QInt8),
+            Quantization.TENSORRT_FP8: (QuantType.QFLOAT8E4M3FN, QuantType.QFLOAT8E4M3FN),
+        }[method]
+        # TensorRT keeps biases in float and wants both sides of zero alike.
+        tensorrt_options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
         quantize_static(
             prepared,
             target,
-            reader,
+            _Calibration(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=not float8,
-            activation_type=QuantType.QFLOAT8E4M3FN if float8 else QuantType.QInt8,
-            weight_type=QuantType.QFLOAT8E4M3FN if float8 else QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"] if float8 else [*MATRIX_PRODUCTS, "Conv"],
-            nodes_to_exclude=excluded,
+            activation_type=activations,
+            weight_type=weights,
+            op_types_to_quantize=operators,
+            nodes_to_exclude=list(keep),
             calibrate_method=CalibrationMethod.Distribution if float8 else CalibrationMethod.MinMax,
-            # TensorRT keeps biases in float and wants both sides of zero alike.
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={} if method is Quantization.STATIC else tensorrt_options,
         )
 
 
@@ -156,11 +152,11 @@ class _Calibration(CalibrationDataReader):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser recommends to the root logger what was done already."""
+    """The quantiser recommends to the root logger what was done already, and prints how far its calibration is."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,171 @@
+"""The precision of an exported graph: what it must keep to, and how the nodes that need float32 are found.
+
+A graph is lowered as a whole first.  Where parity is missed, delta debugging finds the operator types that have to stay
+in float32, then which nodes of these types; the report lists them.  The figures are those of the file on real inputs,
+as the parity gate measures them, so what this search accepts the gate accepts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+import onnx
+from torch import Tensor
+
+from .bisection import fewest_kept
+from .float_types import BFLOAT16, FLOAT16, lower_floats, lowerable_nodes
+from .onnx_graphs import ExportError, GraphSpec, save_onnx
+from .parity import OutputParity, ParityError, ParityLimits, compare_with_torch, failures
+from .quantization import Quantization, quantizable_nodes, quantize
+
+
+class Precision(StrEnum):
+    """What a graph computes in. INT8 is static, a function of a row alone; INT8_DYNAMIC is not (see quantization)."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT8_DYNAMIC = "int8-dynamic"
+    FP8 = "fp8"
+
+
+class Runtime(StrEnum):
+    """What an exported repository is for: it decides the files, and how int8 graphs look."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    TENSORRT = "tensorrt"
+
+
+LIMITS: dict[Precision, ParityLimits] = {
+    Precision.FP32: ParityLimits(),
+    # 11, 8 and 7 bits of mantissa or so; what is left of top-1 is what the design allows.
+    Precision.FP16: ParityLimits(min_cosine=0.999, max_difference=2e-2, min_agreement=0.999),
+    Precision.BF16: ParityLimits(min_cosine=0.99, max_difference=1e-1, min_agreement=0.99),
+    Precision.INT8: ParityLimits(min_cosine=0.98, max_difference=2e-1, min_agreement=0.99),
+    Precision.INT8_DYNAMIC: ParityLimits(min_cosine=0.98, max_difference=2e-1, min_agreement=0.99),
+    Precision.FP8: ParityLimits(min_cosine=0.98, max_difference=2e-1, min_agreement=0.99),
+}
+
+ALLOWED: dict[Runtime, tuple[Precision, ...]] = {
+    # ONNX Runtime on a CPU converts float16 back and forth (slower than float32) and has no bfloat16 kernels.
+    Runtime.CPU: (Precision.FP32, Precision.INT8, Precision.INT8_DYNAMIC, Precision.FP16),
+    Runtime.GPU: (Precision.FP16, Precision.FP32, Precision.BF16),
+    Runtime.TENSORRT: (Precision.FP16, Precision.FP32, Precision.BF16, Precision.INT8, Precision.FP8),
+}
+"""Precisions of a target, its default first."""
+
+
+def choose_precision(target: Runtime, precision: Precision | None) -> Precision:
+    """The precision asked for, or the target's default.
+
+    Raises:
+        ExportError: the target cannot run it.
+    """
+    allowed = ALLOWED[target]
+    if precision is None:
+        return allowed[0]
+    if precision not in allowed:
+        raise ExportError(f"target {target} runs {', '.join(allowed)}, not {precision}")
+    return precision
+
+
+def lower_graph(
+    graph: GraphSpec,
+    path: Path,
+    precision: Precision,
+    target: Runtime,
+    inputs: Mapping[str, Tensor],
+    calibration: Mapping[str, Tensor],
+    limits: ParityLimits | None = None,
+) -> list[str]:
+    """Replaces the float32 file at `path` by one in a lower precision that passes parity.
+
+    Args:
+        graph: the model in PyTorch.
+        path: its ONNX file in float32; left alone when an error is raised.
+        precision: see `Precision`; FP32 changes nothing.
+        target: what will run the file.
+        inputs: real inputs [N, …] by name that parity is measured on.
+        calibration: real inputs [M, …] by name that int8 and fp8 ranges are measured on.
+        limits: what to keep to; the precision's own when None.
+
+    Returns:
+        The nodes left in float32 because parity asks for it, as "operator name".
+
+    Raises:
+        ParityError: not even a graph with all of them in float32 keeps to the limits.
+        ExportError: a graph cannot be lowered, or calibration data is missing.
+    """
+    if precision is Precision.FP32:
+        return []
+    limits = limits or LIMITS[precision]
+    lowered = path.with_name("lowered.onnx")
+    write, candidates = _writer(path, lowered, precision, target, calibration)
+    found: list[OutputParity] = []
+
+    def passes(keep: Sequence[str]) -> bool:
+        write(keep, True)
+        found[:] = compare_with_torch(graph, lowered, inputs, exact=target is not Runtime.CPU)
+        return not failures(found, limits)
+
+    try:
+        kept = _fewest_nodes(candidates, passes)
+        if kept is None:
+            raise ParityError(
+                f"{graph.name}: no choice of float32 nodes makes {precision} pass: {'; '.join(failures(found, limits))}"
+            )
+        write(kept, False)
+        shutil.move(lowered, path)
+    finally:
+        lowered.unlink(missing_ok=True)
+    return [f"{node.op_type} {node.name}" for node in candidates if node.name in kept]
+
+
+def quantization_method(precision: Precision, target: Runtime) -> Quantization:
+    """How INT8, INT8_DYNAMIC or FP8 is done for a target."""
+    if precision is Precision.FP8:
+        return Quantization.TENSORRT_FP8
+    if precision is Precision.INT8_DYNAMIC:
+        return Quantization.DYNAMIC
+    return Quantization.TENSORRT_INT8 if target is Runtime.TENSORRT else Quantization.STATIC
+
+
+def _writer(
+    path: Path, lowered: Path, precision: Precision, target: Runtime, calibration: Mapping[str, Tensor]
+) -> tuple[Callable[[Sequence[str], bool], None], list[onnx.NodeProto]]:
+    """A function that writes the lowered graph with some nodes kept (to be run here, or to be served), and the nodes."""
+    model = onnx.load(path)
+    if precision in (Precision.FP16, Precision.BF16):
+        element_type = FLOAT16 if precision is Precision.FP16 else BFLOAT16
+
+        def write_floats(keep: Sequence[str], to_be_run_here: bool) -> None:
+            # No bfloat16 kernels here: the graph that rounds as bfloat16 does stands in for it.
+            rounded = to_be_run_here and precision is Precision.BF16
+            save_onnx(lower_floats(model, element_type, keep, rounded=rounded), lowered)
+
+        return write_floats, lowerable_nodes(model, element_type)
+    method = quantization_method(precision, target)
+    names = set(quantizable_nodes(path, method))
+
+    def write_integers(keep: Sequence[str], to_be_run_here: bool) -> None:
+        quantize(path, lowered, method, calibration, keep)
+
+    return write_integers, [node for node in model.graph.node if node.name in names]
+
+
+def _fewest_nodes(candidates: Sequence[onnx.NodeProto], passes: Callable[[list[str]], bool]) -> list[str] | None:
+    """Operator types first, then nodes of these types: few questions for what is mostly "every soft-max"."""
+
+    def of_types(types: Sequence[str]) -> list[str]:
+        return [node.name for node in candidates if node.op_type in types]
+
+    types = fewest_kept(sorted({node.op_type for node in candidates}), lambda types: passes(of_types(types)))
+    if not types:
+        return None if types is None else []
+    return fewest_kept(of_types(types), passes)
+
