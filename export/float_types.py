@@ -9,7 +9,7 @@ where bfloat16 would round it, which is what a GPU computes with float32 accumul
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from .onnx_graphs import ExportError
 
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
-_NUMPY_TYPES = {FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
-_TYPE_NAMES = {FLOAT16: "tensor(float16)", BFLOAT16: "tensor(bfloat16)"}
+_NUMPY_TYPES: dict[int, np.dtype] = {FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+_TYPE_NAMES: dict[int, str] = {FLOAT16: "tensor(float16)", BFLOAT16: "tensor(bfloat16)"}
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def lower_floats(
@@ -63,7 +64,10 @@ class _Lowering:
         for value in [*graph.input, *graph.value_info, *graph.output]:
             self.types[value.name] = value.type.tensor_type.elem_type
         for node in graph.node:
-            if any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute):
+            if any(
+                attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+                for attribute in node.attribute
+            ):
                 raise ExportError(f"node {node.name} ({node.op_type}) has a graph inside: it cannot be lowered")
             for name in node.output:
                 if name and name not in self.types:
@@ -96,14 +100,16 @@ class _Lowering:
         """Whether the node computes in float32 and would compute in the low type instead, given low inputs."""
         if node.domain not in ("", "ai.onnx"):
             return False
-        float_outputs = [name for name in node.output if self._is_float32(name)]
+        outputs = [index for index, name in enumerate(node.output) if self._is_float32(name)]
         if node.op_type == "Cast":
-            return bool(float_outputs)
+            return bool(outputs)
         parameters = [self._type_parameter(node, index) for index in range(len(node.input))]
         lowered = {parameter for name, parameter in zip(node.input, parameters, strict=True) if self._is_float32(name)}
         lowered.discard(None)
         schema = onnx.defs.get_schema(node.op_type, self.opset)
-        results = [_formal(schema.outputs, index).type_str for index, name in enumerate(node.output) if self._is_float32(name)]
+        results = [
+            _formal(schema.outputs, index).type_str for index, name in enumerate(node.output) if self._is_float32(name)
+        ]
         return bool(lowered) and all(result in lowered for result in results)
 
     def _add(self, node: onnx.NodeProto, lowered: bool) -> None:
@@ -182,5 +188,5 @@ def _low(name: str) -> str:
     return f"{name}.low"
 
 
-def _formal(parameters: list[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
+def _formal(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
     return parameters[min(index, len(parameters) - 1)]  # the last one may be variadic

@@ -7,7 +7,7 @@ the products that the bundle carries, each also with its image and with its titl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,25 @@ def compare_with_torch(
     expected = run_torch(graph, inputs)
     found = run_onnx(path, inputs if served_inputs is None else served_inputs, list(graph.outputs), exact=exact)
     return [compare(name, expected[name], found[name]) for name in graph.outputs]
+
+
+def worst(comparisons: Sequence[Sequence[OutputParity]]) -> list[OutputParity]:
+    """Comparisons of the same outputs on several batches as one: all rows, the worst figure of each."""
+
+    def extreme(choose: Callable[[list[float]], float], figures: Sequence[float | None]) -> float | None:
+        known = [figure for figure in figures if figure is not None]
+        return float(choose(known)) if known else None
+
+    return [
+        OutputParity(
+            batches[0].output,
+            sum(batch.rows for batch in batches),
+            cosine=extreme(np.min, [batch.cosine for batch in batches]),
+            difference=extreme(np.max, [batch.difference for batch in batches]),
+            agreement=extreme(np.min, [batch.agreement for batch in batches]),
+        )
+        for batches in zip(*comparisons, strict=True)
+    ]
 
 
 def failures(comparisons: Sequence[OutputParity], limits: ParityLimits) -> list[str]:

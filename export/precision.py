@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from .bisection import fewest_kept
 from .float_types import BFLOAT16, FLOAT16, lower_floats, lowerable_nodes
 from .onnx_graphs import ExportError, GraphSpec, save_onnx
-from .parity import OutputParity, ParityError, ParityLimits, compare_with_torch, failures
+from .parity import OutputParity, ParityError, ParityLimits, compare_with_torch, failures, worst
 from .quantization import Quantization, quantizable_nodes, quantize
 
 
@@ -60,6 +61,19 @@ ALLOWED: dict[Runtime, tuple[Precision, ...]] = {
 """Precisions of a target, its default first."""
 
 
+@dataclass(frozen=True)
+class LoweredGraph:
+    """What became of a graph.
+
+    Args:
+        kept: nodes left in float32 because parity asks for it, as "operator name".
+        runnable: the file to run here: itself, or for bfloat16 its twin that rounds likewise, to be removed.
+    """
+
+    kept: list[str]
+    runnable: Path
+
+
 def choose_precision(target: Runtime, precision: Precision | None) -> Precision:
     """The precision asked for, or the target's default.
 
@@ -79,10 +93,10 @@ def lower_graph(
     path: Path,
     precision: Precision,
     target: Runtime,
-    inputs: Mapping[str, Tensor],
-    calibration: Mapping[str, Tensor],
+    inputs: Sequence[Mapping[str, Tensor]],
+    calibration: Sequence[Mapping[str, Tensor]],
     limits: ParityLimits | None = None,
-) -> list[str]:
+) -> LoweredGraph:
     """Replaces the float32 file at `path` by one in a lower precision that passes parity.
 
     Args:
@@ -90,19 +104,16 @@ def lower_graph(
         path: its ONNX file in float32; left alone when an error is raised.
         precision: see `Precision`; FP32 changes nothing.
         target: what will run the file.
-        inputs: real inputs [N, …] by name that parity is measured on.
-        calibration: real inputs [M, …] by name that int8 and fp8 ranges are measured on.
+        inputs: batches of real inputs [N, …] by name that parity is measured on.
+        calibration: batches of real inputs [M, …] by name that int8 and fp8 ranges are measured on.
         limits: what to keep to; the precision's own when None.
-
-    Returns:
-        The nodes left in float32 because parity asks for it, as "operator name".
 
     Raises:
         ParityError: not even a graph with all of them in float32 keeps to the limits.
         ExportError: a graph cannot be lowered, or calibration data is missing.
     """
     if precision is Precision.FP32:
-        return []
+        return LoweredGraph([], path)
     limits = limits or LIMITS[precision]
     lowered = path.with_name("lowered.onnx")
     write, candidates = _writer(path, lowered, precision, target, calibration)
@@ -110,7 +121,8 @@ def lower_graph(
 
     def passes(keep: Sequence[str]) -> bool:
         write(keep, True)
-        found[:] = compare_with_torch(graph, lowered, inputs, exact=target is not Runtime.CPU)
+        exact = target is not Runtime.CPU
+        found[:] = worst([compare_with_torch(graph, lowered, batch, exact=exact) for batch in inputs])
         return not failures(found, limits)
 
     try:
@@ -119,11 +131,16 @@ def lower_graph(
             raise ParityError(
                 f"{graph.name}: no choice of float32 nodes makes {precision} pass: {'; '.join(failures(found, limits))}"
             )
+        runnable = path
+        if precision is Precision.BF16:
+            runnable = path.with_name("rounded.onnx")
+            write(kept, True)
+            shutil.move(lowered, runnable)
         write(kept, False)
         shutil.move(lowered, path)
     finally:
         lowered.unlink(missing_ok=True)
-    return [f"{node.op_type} {node.name}" for node in candidates if node.name in kept]
+    return LoweredGraph([f"{node.op_type} {node.name}" for node in candidates if node.name in kept], runnable)
 
 
 def quantization_method(precision: Precision, target: Runtime) -> Quantization:
@@ -136,9 +153,9 @@ def quantization_method(precision: Precision, target: Runtime) -> Quantization:
 
 
 def _writer(
-    path: Path, lowered: Path, precision: Precision, target: Runtime, calibration: Mapping[str, Tensor]
+    path: Path, lowered: Path, precision: Precision, target: Runtime, calibration: Sequence[Mapping[str, Tensor]]
 ) -> tuple[Callable[[Sequence[str], bool], None], list[onnx.NodeProto]]:
-    """A function that writes the lowered graph with some nodes kept (to be run here, or to be served), and the nodes."""
+    """What writes the lowered graph with some nodes kept (to be run here, or to be served), and the nodes."""
     model = onnx.load(path)
     if precision in (Precision.FP16, Precision.BF16):
         element_type = FLOAT16 if precision is Precision.FP16 else BFLOAT16
@@ -168,4 +185,3 @@ def _fewest_nodes(candidates: Sequence[onnx.NodeProto], passes: Callable[[list[s
     if not types:
         return None if types is None else []
     return fewest_kept(of_types(types), passes)
-

@@ -3,8 +3,8 @@
 Static quantisation measures the range of every activation once, on calibration data, so that an answer stays a function
 of its own row.  Dynamic quantisation measures it on every batch: closer to float32 where activations have outliers, and
 somewhat faster for transformers, but the rows of a batch then share a range and move each other's last digits.
-Activations are unsigned and weights signed: what VNNI and AMX multiply; signed activations take ONNX Runtime's slow path
-(measured: ten times slower in a convolution).  TensorRT wants both signed and symmetric, or both float8.
+Activations are unsigned and weights signed: what VNNI and AMX multiply; signed activations take ONNX Runtime's slow
+path (measured: ten times slower in a convolution).  TensorRT wants both signed and symmetric, or both float8.
 All of it is onnxruntime.quantization; here are the choices.
 """
 
@@ -14,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +72,7 @@ def quantize(
     source: Path,
     target: Path,
     method: Quantization,
-    calibration: Mapping[str, Tensor],
+    calibration: Sequence[Mapping[str, Tensor]],
     keep: Collection[str] = (),
 ) -> None:
     """Writes the graph at `source` with 8-bit weights and activations.
@@ -81,17 +81,18 @@ def quantize(
         source: a float32 ONNX file.
         target: where the other goes.
         method: see `Quantization`.
-        calibration: real inputs [N, …] by name; not looked at by DYNAMIC.
+        calibration: batches of real inputs [N, …] by name; not looked at by DYNAMIC.
         keep: names of nodes that stay in float32.
 
     Raises:
         ExportError: there is no calibration data and the method needs it.
     """
-    rows = min((len(tensor) for tensor in calibration.values()), default=0)
-    if method is not Quantization.DYNAMIC and not rows:
+    if method is not Quantization.DYNAMIC and not any(
+        len(tensor) for batch in calibration for tensor in batch.values()
+    ):
         raise ExportError(
-            f"{source.name}: {method} measures the range of every activation and was given no calibration data; a bundle "
-            "carries some in samples.parquet, --feed gives more"
+            f"{source.name}: {method} measures the range of every activation and was given no "
+            "calibration data; a bundle carries some in samples.parquet, --feed gives more"
         )
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
@@ -137,13 +138,13 @@ def quantize(
 
 
 class _Calibration(CalibrationDataReader):
-    """Real inputs in batches, once."""
+    """Real inputs in small batches, once."""
 
-    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
-        rows = min(len(tensor) for tensor in inputs.values())
+    def __init__(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         self._batches: Iterator[dict[str, np.ndarray]] = (
-            {name: tensor[start : start + CALIBRATION_BATCH].numpy() for name, tensor in inputs.items()}
-            for start in range(0, rows, CALIBRATION_BATCH)
+            {name: tensor[start : start + CALIBRATION_BATCH].numpy() for name, tensor in batch.items()}
+            for batch in batches
+            for start in range(0, min(len(tensor) for tensor in batch.values()), CALIBRATION_BATCH)
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:

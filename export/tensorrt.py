@@ -93,6 +93,7 @@ def build_plan(
     *,
     batch_sizes: tuple[int, int, int],
     precision: str,
+    axis_ranges: Mapping[str, tuple[int, int, int]] | None = None,
     version_compatible: bool = False,
 ) -> PlanRecord:
     """Builds one plan, with the record of what it was built for beside it.
@@ -100,10 +101,11 @@ def build_plan(
     Args:
         builder: from `plan_builder`.
         compute_capability: one of the builder's.
-        onnx_file: opset as exported; first axis of every input dynamic, all others fixed.
+        onnx_file: as exported; the first axis of every input is the batch.
         plan: the file to write.
         batch_sizes: smallest, most frequent and largest batch that will be served.
         precision: for the record.
+        axis_ranges: smallest, most frequent and largest length of further dynamic axes, by their names in the file.
         version_compatible: let later TensorRT versions run the plan (larger, somewhat slower).
 
     Raises:
@@ -121,10 +123,13 @@ def build_plan(
     profile = trt_builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        row = tuple(tensor.shape)[1:]
-        if any(size < 0 for size in row):
-            raise ExportError(f"{onnx_file}: input {tensor.name} has shape {tuple(tensor.shape)}; only the batch may vary")
-        profile.set_shape(tensor.name, *((size, *row) for size in batch_sizes))
+        ranges = [batch_sizes]
+        for axis, size in list(enumerate(tuple(tensor.shape)))[1:]:
+            name = tensor.get_dimension_name(axis)
+            if size < 0 and name not in (axis_ranges or {}):
+                raise ExportError(f"{onnx_file}: axis {axis} ({name}) of {tensor.name} varies, within no stated range")
+            ranges.append((size, size, size) if size >= 0 else (axis_ranges or {})[name])
+        profile.set_shape(tensor.name, *zip(*ranges, strict=True))
     config.add_optimization_profile(profile)
     if version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
