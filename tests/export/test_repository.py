@@ -124,7 +124,7 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
     repository = tmp_path / "repository"
     shutil.copytree(categorize_repository, repository)
     # The exporter is made to write a graph with other weights, as an optimiser gone wrong would.
-    import export.categorize as exporting
+    import export.system as exporting
 
     def drifted(graph: exporting.GraphSpec, path: Path) -> None:
         state = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
