@@ -178,16 +178,28 @@ def rollback(
 
 
 @repository_app.command("check")
-def repository_check(repository: RepositoryOption = REPOSITORY) -> None:
+def repository_check(
+    repository: RepositoryOption = REPOSITORY,
+    triton: Annotated[bool, typer.Option("--triton", help="Also start Triton on it and ask every ensemble.")] = False,
+) -> None:
     """Check every model's configuration against its files: what Triton would refuse, and what it would not notice."""
+    import os
+
     from export.check import check_repository
     from export.repository import RepositoryError
+    from serving.environment import ServerEnvironmentError
+    from serving.readiness import NotReady
+    from serving.server import ServerError, TritonServer
 
     try:
         models = check_repository(repository)
-    except (RepositoryError, ValueError, OSError) as error:
+        typer.echo(f"{repository}: {', '.join(models)} fit their files")
+        if triton:
+            log = Path(os.devnull)  # a failure carries what Triton says about it
+            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+                typer.echo("Triton loads them, and every ensemble answers")
+    except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
-    typer.echo(f"{repository}: {', '.join(models)} fit their files")
 
 
 @repository_app.command("roll-out")

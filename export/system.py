@@ -155,6 +155,7 @@ def export_system(
                         asdict(output)
                         for output in _check_plan(graph, builder, path, _inputs(graph, expected), precision)
                     ]
+                size = summary["bytes"] = sum(path.with_name(name).stat().st_size for name in records)
                 _write_plan_config(graph.name, path.parent, records)
                 path.unlink()
                 path.with_name(f"{path.name}.data").unlink(missing_ok=True)
