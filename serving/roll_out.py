@@ -4,7 +4,9 @@ Triton's own reload swaps models one by one: between two swaps a request runs th
 Here all versions are named while they change: the ensemble is pinned to the old steps, the new steps are loaded beside
 them, a candidate ensemble over the new steps answers the readiness requests, and only then does the ensemble's own name
 move over and the old steps are unloaded.  When the candidate fails, the old version goes on serving.
-Needs Triton in explicit model control (`shelfwise serve --model-control`); configurations on disk are not touched.
+Needs Triton in explicit model control (`shelfwise serve --model-control`) and the server's own repository folder:
+Triton reads the steps' configurations from disk whenever their ensemble is loaded, so they say what is wanted while
+this runs and are what they were before at the end.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from google.protobuf import json_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
+from catalogue.atomic import atomic_file
 from serving import readiness
 
+CONFIG_FILE = "config.pbtxt"
 RELEASE_FILE = "release.json"
 
 
@@ -62,27 +66,35 @@ def roll_out(
         versions = Versions(server.served_version(ensemble), newest_release(repository / ensemble))
         if versions.new == versions.old:
             raise RollOutError(f"{ensemble}: version {versions.old} is the newest and is served already")
-        candidate = f"{ensemble}_candidate"
-        try:
-            server.load(ensemble, _pinned(configs[ensemble], versions.old))
+        with _Configurations(repository, [ensemble, *steps]) as files:
+            files.write(_pinned(configs[ensemble], versions.old))
             for step in steps:
-                server.load(step, _with_versions(configs[step], [versions.old, versions.new]))
-            # A name of its own, over a version folder that exists in this request only.
-            pinned = _pinned(configs[ensemble], versions.new)
-            pinned.name = candidate
-            server.load(candidate, pinned, files={f"file:{versions.new}/{RELEASE_FILE}": b"{}"})
-            readiness.ask(client, candidate, configs[ensemble], repository, timeout, headers)
-        except (RollOutError, readiness.NotReady):
-            with contextlib.suppress(RollOutError):
-                server.unload(candidate)
-            for step in steps:
+                files.write(_with_versions(configs[step], [versions.old]))
+            server.load(ensemble)  # and with it its steps
+            candidate = f"{ensemble}_candidate"
+            try:
+                for step in steps:
+                    files.write(_with_versions(configs[step], [versions.old, versions.new]))
+                    server.load(step)
+                # A name of its own, over a version folder that exists in this request only.
+                pinned = _pinned(configs[ensemble], versions.new)
+                pinned.name = candidate
+                server.load(candidate, pinned, files={f"file:{versions.new}/{RELEASE_FILE}": b"{}"})
+                readiness.ask(client, candidate, configs[ensemble], repository, timeout, headers)
+            except (RollOutError, readiness.NotReady):
                 with contextlib.suppress(RollOutError):
-                    server.load(step, _with_versions(configs[step], [versions.old]))
-            raise
-        server.load(ensemble, _pinned(configs[ensemble], versions.new))
-        server.unload(candidate)
-        for step in steps:
-            server.load(step, _with_versions(configs[step], [versions.new]))
+                    server.unload(candidate)
+                for step in steps:
+                    files.write(_with_versions(configs[step], [versions.old]))
+                    with contextlib.suppress(RollOutError):
+                        server.load(step)
+                raise
+            files.write(_pinned(configs[ensemble], versions.new))
+            server.load(ensemble)
+            server.unload(candidate)
+            for step in steps:
+                files.write(_with_versions(configs[step], [versions.new]))
+                server.load(step)
         return versions
     finally:
         client.close()
@@ -109,12 +121,12 @@ class _Control:
             raise RollOutError(f"{model} is not served: {error.message()}") from None
         return max(int(version) for version in metadata.versions)
 
-    def load(self, model: str, config: ModelConfig, files: Mapping[str, bytes] | None = None) -> None:
-        text = json_format.MessageToJson(config, preserving_proto_field_name=True)
+    def load(self, model: str, config: ModelConfig | None = None, files: Mapping[str, bytes] | None = None) -> None:
+        text = json_format.MessageToJson(config, preserving_proto_field_name=True) if config is not None else None
         try:
             self.client.load_model(model, headers=self.headers, config=text, files=files, client_timeout=self.timeout)
         except InferenceServerException as error:
-            hint = "; serve with --model-control" if "StatusCode.UNAVAILABLE" in str(error.status()) else ""
+            hint = "; serve with --model-control" if "UNAVAILABLE" in str(error.status()) else ""
             raise RollOutError(f"{model} was not loaded: {error.message()}{hint}") from None
 
     def unload(self, model: str) -> None:
@@ -122,6 +134,28 @@ class _Control:
             self.client.unload_model(model, headers=self.headers, client_timeout=self.timeout)
         except InferenceServerException as error:
             raise RollOutError(f"{model} was not unloaded: {error.message()}") from None
+
+
+class _Configurations:
+    """The configuration files of some models, to be written to and put back as they were."""
+
+    def __init__(self, repository: Path, models: Sequence[str]) -> None:
+        self.repository = repository
+        self._contents = {model: (repository / model / CONFIG_FILE).read_bytes() for model in models}
+
+    def __enter__(self) -> _Configurations:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for model, content in self._contents.items():
+            self._replace(model, content)
+
+    def write(self, config: ModelConfig) -> None:
+        self._replace(config.name, text_format.MessageToString(config).encode())
+
+    def _replace(self, model: str, content: bytes) -> None:
+        with atomic_file(self.repository / model / CONFIG_FILE) as aside:
+            aside.write_bytes(content)
 
 
 def _with_versions(config: ModelConfig, versions: Sequence[int]) -> ModelConfig:

@@ -25,13 +25,13 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.convolution = nn.Conv2d(3, 8, 3, padding=1)
-        self.layer = nn.Linear(8, 16)
+        self.layer = nn.Linear(8, 64)
         self.overflow = overflow
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         features = torch.relu(self.convolution(pixel_values)).mean((2, 3))
         if self.overflow:
-            features = torch.sqrt((features * 1000) ** 2 + 1e-3)
+            features = torch.sqrt((features * 10_000) ** 2 + 1e-3)
         return nn.functional.normalize(self.layer(features), dim=-1)
 
 
