@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import onnx
@@ -61,6 +62,29 @@ def test_every_precision_of_an_encoder_builds(builder: PlanBuilder, tmp_path: Pa
         assert PlanRecord.load(plan) == record
         assert record.compute_capability == ADA
         assert not record.executed
+
+
+@pytest.mark.skipif(not os.environ.get("SHELFWISE_FULL_SIZE"), reason="minutes of work; set SHELFWISE_FULL_SIZE=1")
+@pytest.mark.parametrize("size", ["ViT-B/32", "BERT-base"])
+def test_encoders_of_full_size_build(builder: PlanBuilder, tmp_path: Path, size: str) -> None:
+    torch.manual_seed(0)
+    if size == "ViT-B/32":
+        vision = ViTConfig(image_size=224, patch_size=32).to_dict()
+        image = ImageEncoder(ImageEncoderConfig(backbone=vision, projection_dim=512, height=224, width=224))
+        pixels = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+        graph = GraphSpec("image_encoder", image, {"pixel_values": pixels}, ["image_embeds"])
+    else:
+        text = TextEncoder(TextEncoderConfig(backbone=BertConfig().to_dict(), projection_dim=512, max_length=77))
+        tokens = torch.ones(2, 77, dtype=torch.int64)
+        inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
+        graph = GraphSpec("text_encoder", text, inputs, ["text_embeds"])
+    source = tmp_path / "fp32.onnx"
+    export_onnx(graph, source)
+    save_onnx(lower_floats(onnx.load(source), FLOAT16, set()), tmp_path / "fp16.onnx")
+    for path in sorted(tmp_path.glob("*.onnx")):
+        record = build_plan(builder, ADA, path, path.with_suffix(".plan"), batch_sizes=(1, 8, 32), precision=path.stem)
+        assert record.compute_capability == ADA
+        assert path.with_suffix(".plan").stat().st_size > 80e6
 
 
 def test_a_graph_that_tensorrt_cannot_build_is_refused_in_its_words(builder: PlanBuilder, tmp_path: Path) -> None:
