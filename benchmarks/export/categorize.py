@@ -9,7 +9,9 @@ SHELFWISE_BUNDLE names the bundle; without it a small one is trained on a drawn 
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,9 +57,10 @@ def main(quick: bool, output: Path) -> None:
         for graph in encoders:
             own = {name: inputs[name] for name in graph.inputs}
             rows += _measure_torch(graph, own, quick)
+            exported = Path(folder) / f"{graph.name}.onnx"
+            export_onnx(graph, exported)
             for name, precision in CPU_FORMS.items():
-                path = Path(folder) / f"{graph.name}-{precision}.onnx"
-                export_onnx(graph, path)
+                path = Path(shutil.copyfile(exported, exported.with_stem(f"{graph.name}-{precision}")))
                 kept = lower_graph(graph, path, precision, Runtime.CPU, [own], [own]).kept
                 files[name][graph.name] = path
                 rows.append(_measure_file(graph, name, path, own, kept, quick))
@@ -78,10 +81,10 @@ def _measure_torch(graph: GraphSpec, inputs: Mapping[str, Tensor], quick: bool) 
             with torch.no_grad():
                 found = run(*(tensor[:8] for tensor in inputs.values()))
                 np.testing.assert_allclose(found.numpy(), expected[:8], atol=1e-4)
-                times = {
-                    batch: _time(lambda batch=batch, run=run: run(*(t[:batch] for t in inputs.values())), quick)
-                    for batch in BATCHES
-                }
+                times = {}
+                for batch in BATCHES:
+                    arguments = [tensor[:batch] for tensor in inputs.values()]
+                    times[batch] = _time(functools.partial(run, *arguments), quick)
         except RuntimeError as error:  # no C++ compiler for torch.compile
             rows.append(_row(graph, name, NOT_MEASURED, why=str(error).splitlines()[0][:120]))
             continue
@@ -99,7 +102,7 @@ def _measure_file(
     times = {}
     for batch in BATCHES:
         feed = {key: tensor[:batch].numpy() for key, tensor in inputs.items()}
-        times[batch] = _time(lambda feed=feed: session.run(None, feed), quick)  # type: ignore[misc]
+        times[batch] = _time(functools.partial(session.run, None, feed), quick)
     return _row(
         graph,
         name,
@@ -130,7 +133,8 @@ def _accuracies(
     cosine = dict.fromkeys(files, 1.0)
     for start in range(0, len(known), 256):
         inputs = {key: tensor[::3] for key, tensor in real_inputs(bundle, known[start : start + 256]).items()}
-        answers = {}
+        answers: dict[str, Tensor] = {}  # of PyTorch, by encoder
+        first: dict[str, np.ndarray] = {}
         for name in correct:
             tensors = dict(inputs)
             for graph in encoders:
@@ -147,10 +151,10 @@ def _accuracies(
                 else:
                     answers[graph.name] = tensors[graph.outputs[0]]
             top = run_torch(head, {key: tensors[key] for key in head.inputs})["category_id"][:, 0]
-            answers[name] = top
+            first[name] = top
             correct[name] += int((top == labels[start : start + 256]).sum())
             if name in files:
-                agree[name] += int((top == answers["torch eager"]).sum())
+                agree[name] += int((top == first["torch eager"]).sum())
     rows: list[Row] = []
     for name, right in correct.items():
         row: Row = {
