@@ -65,6 +65,7 @@ REGIMES = {
     "uniform": Regime(LabelScheme("uniform")),
     "neighbour_uniform": Regime(LabelScheme("neighbour_uniform")),
     "neighbour_semantic, similarity": Regime(LabelScheme("neighbour_semantic", "similarity")),
+    "neighbour_semantic, similarity, λ = 2": Regime(LabelScheme("neighbour_semantic", "similarity"), kl_weight=2.0),
     "neighbour_semantic, distance": Regime(LabelScheme("neighbour_semantic", "distance")),
     "neighbour_semantic, share": Regime(LabelScheme("neighbour_semantic", "share")),
     "curriculum": Regime(LabelScheme("curriculum")),
@@ -227,7 +228,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     panels = list(dict.fromkeys((feed, given) for feed, given, _ in groups))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.6), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        for colour, (regime, marker) in enumerate(zip(REGIMES, "sov^<>DPXp", strict=True)):
+        for colour, (regime, marker) in enumerate(zip(REGIMES, "sov^<8>DPXp", strict=True)):
             runs = groups[*panel, regime]
             right, near = [run["top_1"] for run in runs], [run["near_in_top_5"] for run in runs]
             axis.errorbar(
