@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
+    "export": ("benchmarks.export.categorize",),
     "kernels": ("benchmarks.kernels.label_kl",),
     "quality": ("benchmarks.quality.labels", "benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
 }
