@@ -40,7 +40,8 @@ class UpdateWeights:
 class UnitWeights:
     """One unit: scores (x score + score_bias) x^T within a side, and f_edge across.
 
-    f_edge(q, k) = edge_weight . relu(q edge_query + edge_bias + k edge_key). score, edge_query and edge_key [d, d], the vectors [d]; `cross_update` is None in the last unit.
+    f_edge(q, k) = edge_weight . relu(q edge_query + edge_bias + k edge_key). score, edge_query and edge_key [d, d], the
+    vectors [d]; `cross_update` is None in the last unit.
     """
 
     score: Tensor

@@ -3,8 +3,8 @@
 A tile holds the images of consecutive products, then their labels, as one sequence: all weights are shared, so a layer
 is one product of matrices, and attention masks keep products and sides apart. Notable: weights stream in one order,
 the next matrix under way while the tensor cores work on this one; f_edge is computed for the pairs that exist and no
-others, from a scratch that stays in L1; programs walk over several tiles, so that the scratch of all stays in L2. Tokens
-that are not finite poison the attention of their own product and are zero to all others.
+others, from a scratch that stays in L1; programs walk over several tiles, so that the scratch of all stays in L2.
+Tokens that are not finite poison the attention of their own product and are zero to all others.
 """
 
 from __future__ import annotations
