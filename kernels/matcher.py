@@ -1,8 +1,8 @@
 """The matcher of system 4 for serving: a ragged batch of products in one launch, the front door of kernel 2.
 
 The weights come absorbed (as in DeepSeek-V2's latent attention): scores are x M x^T with M = W_q W_k^T / sqrt(d), and
-the values' matrix goes into the first layer of the update, so that a message is a mean of tokens. That leaves 39 d x d
-matrices of the network's 47, packed in the order in which the kernel streams them. CUDA tensors go to
+the values' matrix goes into the first layer of the update, so that a message is a mean of tokens. That leaves 39 d^2 of
+the network's 47 d^2 weights, packed in the order in which the kernel streams them. bfloat16 weights on CUDA go to
 matcher_triton.py, all others, and products too long for a tile, to matcher_torch.py. For inference: no gradient.
 """
 
@@ -56,11 +56,11 @@ class UnitWeights:
 
 @dataclass(frozen=True)
 class MatcherWeights:
-    """All units in streaming order: matrices [15 U - 6, d, d], vectors float32 (float64) [9 U - 3, d].
+    """All units in streaming order: `matrices` [(15 U - 6) d^2] and `vectors` [9 U - 3, d], float32 or float64.
 
-    A unit's matrices: score; twice (input's rows of x and of y for half of the hidden layer, output's rows of that
-    half); edge_query, edge_key; the same six of the cross update. Its vectors: score_bias; the halves of input_bias,
-    output_bias; edge_bias, edge_weight; the same three of the cross update.
+    A unit's matrices, each row-major: score, input and output of the self update, edge_query, edge_key, input and
+    output of the cross update. Its vectors: score_bias, input_bias (two rows), output_bias, edge_bias, edge_weight, and
+    of the cross update input_bias and output_bias.
     """
 
     matrices: Tensor
@@ -71,7 +71,7 @@ class MatcherWeights:
         """Lay units out, matrices in `dtype`.
 
         Raises:
-            ValueError: a width that the kernel does not have, or a cross update missing or too many.
+            ValueError: a width or type that the kernel does not have, or a cross update missing or too many.
         """
         width = units[0].score.shape[0]
         if width not in WIDTHS:
@@ -83,36 +83,47 @@ class MatcherWeights:
             raise ValueError(f"units: expected a cross update in all but the last, got none in {last}")
         matrices, vectors = [], []
         for unit in units:
-            matrices += [unit.score, *_matrices(unit.self_update), unit.edge_query, unit.edge_key]
-            vectors += [unit.score_bias, *_vectors(unit.self_update), unit.edge_bias, unit.edge_weight]
+            update = unit.self_update
+            matrices += [unit.score, update.input, update.output, unit.edge_query, unit.edge_key]
+            vectors += [unit.score_bias, update.input_bias, update.output_bias, unit.edge_bias, unit.edge_weight]
             if unit.cross_update is not None:
-                matrices += _matrices(unit.cross_update)
-                vectors += _vectors(unit.cross_update)
+                matrices += [unit.cross_update.input, unit.cross_update.output]
+                vectors += [unit.cross_update.input_bias, unit.cross_update.output_bias]
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        return cls(torch.stack(matrices).detach().to(dtype), torch.stack(vectors).detach().to(exact))
+        return cls(
+            torch.cat([matrix.detach().flatten() for matrix in matrices]).to(dtype),
+            torch.cat([vector.detach() for vector in vectors]).to(exact).view(-1, width),
+        )
 
     @property
     def width(self) -> int:
         """Width d of the tokens."""
-        return self.matrices.shape[2]
+        return self.vectors.shape[1]
+
+    @property
+    def num_units(self) -> int:
+        """Number of units U."""
+        return (len(self.vectors) + 3) // 9
 
     @property
     def units(self) -> list[UnitWeights]:
-        """Views, or copies where halves lie apart, of each unit's weights, the matrices in the vectors' dtype."""
-        return [self._unit(index) for index in range((len(self.matrices) + 6) // 15)]
+        """Each unit's weights, the matrices in the vectors' dtype."""
+        return [self._unit(index) for index in range(self.num_units)]
 
     def _unit(self, index: int) -> UnitWeights:
-        matrices = self.matrices[15 * index : 15 * index + 15].to(self.vectors.dtype)
-        vectors = self.vectors[9 * index : 9 * index + 9]
+        d = self.width
+        # Rows of d numbers: a matrix is d of them, an update's 6 d.
+        rows = self.matrices.view(-1, d)[15 * d * index : 15 * d * (index + 1)].to(self.vectors.dtype)
+        vectors = self.vectors[9 * index : 9 * (index + 1)]
         return UnitWeights(
-            score=matrices[0],
+            score=rows[:d],
             score_bias=vectors[0],
-            self_update=_update(matrices[1:7], vectors[1:4]),
-            edge_query=matrices[7],
+            self_update=_update(rows[d : 7 * d], vectors[1:4]),
+            edge_query=rows[7 * d : 8 * d],
             edge_bias=vectors[4],
-            edge_key=matrices[8],
+            edge_key=rows[8 * d : 9 * d],
             edge_weight=vectors[5],
-            cross_update=_update(matrices[9:], vectors[6:]) if len(matrices) == 15 else None,
+            cross_update=_update(rows[9 * d :], vectors[6:]) if len(rows) > 9 * d else None,
         )
 
 
@@ -163,23 +174,12 @@ def _takes_triton(matrices: Tensor) -> bool:
     return matrices.dtype == torch.float32 if interpreted else matrices.is_cuda and matrices.dtype == torch.bfloat16
 
 
-def _matrices(update: UpdateWeights) -> list[Tensor]:
-    tiles = []
-    for half_input, half_output in zip(update.input.chunk(2, dim=1), update.output.chunk(2), strict=True):
-        tiles += [*half_input.chunk(2), half_output]
-    return tiles
-
-
-def _vectors(update: UpdateWeights) -> list[Tensor]:
-    return [*update.input_bias.chunk(2), update.output_bias]
-
-
-def _update(matrices: Tensor, vectors: Tensor) -> UpdateWeights:
-    first, second = matrices[:3], matrices[3:]
+def _update(rows: Tensor, vectors: Tensor) -> UpdateWeights:
+    d = rows.shape[1]
     return UpdateWeights(
-        input=torch.cat([first[:2].flatten(0, 1), second[:2].flatten(0, 1)], dim=1),
+        input=rows[: 4 * d].view(2 * d, 2 * d),
         input_bias=vectors[:2].flatten(),
-        output=torch.cat([first[2], second[2]]),
+        output=rows[4 * d :],
         output_bias=vectors[2],
     )
 

@@ -1,10 +1,10 @@
 """The matcher in the Triton language: one launch for a ragged batch, whole products packed into tiles of tokens.
 
 A tile holds the images of consecutive products, then their labels, as one sequence: all weights are shared, so a layer
-is one product of matrices, and attention masks keep products and sides apart. Notable: weights stream in one order,
-the next matrix under way while the tensor cores work on this one; f_edge is computed for the pairs that exist and no
-others, from a scratch that stays in L1; programs walk over several tiles, so that the scratch of all stays in L2.
-Tokens that are not finite poison the attention of their own product and are zero to all others.
+is one product of matrices, and attention masks keep products and sides apart. Notable: weights stream from L2 in
+blocks, the next one under way while the tensor cores work on this one; f_edge is computed for the pairs that exist and
+no others; between layers the tokens lie in a scratch, and programs walk over several tiles, so that the scratch of all
+stays in L2. Tokens that are not finite poison the attention of their own product and are zero to all others.
 """
 
 from __future__ import annotations
@@ -26,28 +26,21 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)
 """Stands for the score of a token outside the attention: finite, so that a row without any key is no NaN."""
 BEYOND = tl.constexpr(2147483647)
-UNIT_MATRICES = tl.constexpr(15)
-UNIT_VECTORS = tl.constexpr(9)
+
+
+# Between layers the tokens lie in a scratch of the program, in float32 and as the tensor cores take them: a layer's
+# registers are its own. Every thread may read what another wrote, so a barrier follows each layer's writes.
 
 
 @triton.jit
-def _matrix(matrices, index, D: tl.constexpr):
-    """Matrix `index` of the stream, as the bits that it has in memory.
-
-    Loaded as integers and made numbers where it is used: the compiler would otherwise move the wait for the load to the
-    load, before the product that is to hide it.
-    """
-    return tl.load(matrices + index * D * D + tl.arange(0, D)[:, None] * D + tl.arange(0, D)[None, :])
+def _square(base, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Addresses of a [ROWS, COLUMNS] block."""
+    return base + tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
-def _vector(vectors, index, D: tl.constexpr):
-    return tl.load(vectors + index * D + tl.arange(0, D))[None, :]
-
-
-@triton.jit
-def _product(left, bits, DTYPE: tl.constexpr):
-    return tl.dot(left.to(DTYPE), bits.to(DTYPE, bitcast=True), input_precision="ieee")
+def _vector(base, D: tl.constexpr):
+    return tl.load(base + tl.arange(0, D))[None, :]
 
 
 @triton.jit
@@ -57,38 +50,167 @@ def _relu(value):
 
 
 @triton.jit
-def _keys(x, DTYPE: tl.constexpr):
-    """Tokens to attend to, and 0 for each, or NaN for one that is not finite and whose place a zero takes."""
-    poison = tl.sum(x * 0.0, axis=1)
-    return tl.where((poison == 0.0)[:, None], x, 0.0).to(DTYPE), poison
+def _projected(
+    rounded_at,
+    matrix,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """x matrix, float32 [TILE, D]."""
+    result = tl.zeros([TILE, D], dtype=tl.float32)
+    for block in tl.range(0, D, BLOCK, num_stages=STAGES):
+        left = tl.load(_square(rounded_at + block, D, TILE, BLOCK))
+        right = tl.load(_square(matrix + block * D, D, BLOCK, D))
+        result = tl.dot(left, right, result, input_precision="ieee")
+    return result
 
 
 @triton.jit
-def _mean(scores, keys, DTYPE: tl.constexpr):
-    """softmax(scores) keys."""
+def _keys(tokens, DTYPE: tl.constexpr):
+    """Tokens to attend to, and 0 for each, or NaN for one that is not finite and whose place a zero takes."""
+    poison = tl.sum(tokens.to(tl.float32) * 0.0, axis=1)
+    return tl.where((poison == 0.0)[:, None], tokens, 0.0).to(DTYPE), poison
+
+
+@triton.jit
+def _mean(scores, poison, attended, keys, DTYPE: tl.constexpr):
+    """softmax(scores) keys, over the keys that are attended to."""
+    scores = tl.where(attended, scores + poison[None, :], LOWEST)
     exponentials = tl.exp2((scores - tl.max(scores, axis=1)[:, None]) * LOG2E)
     weights = exponentials / tl.sum(exponentials, axis=1)[:, None]
-    return tl.dot(weights.to(DTYPE), keys, input_precision="ieee")
+    return tl.dot(weights.to(DTYPE), keys, input_precision="ieee").to(DTYPE)
 
 
 @triton.jit
-def _update(x, mean, matrix, matrices, next_matrix, vectors, vector, D: tl.constexpr, DTYPE: tl.constexpr):
-    """x + relu([x, mean] input + bias) output + bias, by halves of the hidden layer.
+def _update(
+    tokens,
+    mean,
+    exact_at,
+    rounded_at,
+    matrices,
+    vectors,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Write x + relu([x, mean] input + input_bias) output + output_bias to the scratch.
 
-    Takes the first matrix as `matrix`, loads the others from `next_matrix` on, and returns the one behind its own six.
+    The hidden layer exists BLOCK channels at a time.
     """
-    left, right = x.to(DTYPE), mean.to(DTYPE)
-    x += _vector(vectors, vector + 2, D)
-    for half in tl.static_range(2):
-        following = _matrix(matrices, next_matrix + 3 * half, D)
-        hidden = _product(left, matrix, DTYPE)
-        matrix = _matrix(matrices, next_matrix + 3 * half + 1, D)
-        hidden += _product(right, following, DTYPE)
-        hidden = _relu(hidden + _vector(vectors, vector + half, D))
-        following = _matrix(matrices, next_matrix + 3 * half + 2, D)
-        x += _product(hidden, matrix, DTYPE)
-        matrix = following
-    return x, matrix
+    output = matrices + 4 * D * D
+    change = tl.zeros([TILE, D], dtype=tl.float32) + _vector(vectors + 2 * D, D)
+    for block in tl.range(0, 2 * D, BLOCK, num_stages=STAGES):
+        of_tokens = tl.load(_square(matrices + block, 2 * D, D, BLOCK))
+        of_mean = tl.load(_square(matrices + 2 * D * D + block, 2 * D, D, BLOCK))
+        out = tl.load(_square(output + block * D, D, BLOCK, D))
+        hidden = tl.dot(tokens, of_tokens, input_precision="ieee")
+        hidden = tl.dot(mean, of_mean, hidden, input_precision="ieee")
+        hidden = _relu(hidden + _vector(vectors + block, BLOCK))
+        change = tl.dot(hidden.to(DTYPE), out, change, input_precision="ieee")
+    at = _square(0, D, TILE, D)
+    x = tl.load(exact_at + at) + change
+    tl.store(exact_at + at, x)
+    tl.store(rounded_at + at, x.to(DTYPE))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _self_attention(
+    exact_at,
+    rounded_at,
+    group_at,
+    matrices,
+    vectors,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Scores (x score + score_bias) x^T within a product's images and within its labels, and the update."""
+    query = _projected(rounded_at, matrices, D, TILE, BLOCK, STAGES) + _vector(vectors, D)
+    tokens = tl.load(_square(rounded_at, D, TILE, D))
+    keys, poison = _keys(tokens, DTYPE)
+    scores = tl.dot(query.to(DTYPE), tl.trans(keys), input_precision="ieee")
+    group = tl.load(group_at + tl.arange(0, TILE))
+    mean = _mean(scores, poison, group[:, None] == group[None, :], keys, DTYPE)
+    _update(tokens, mean, exact_at, rounded_at, matrices + D * D, vectors + D, D, TILE, BLOCK, STAGES, DTYPE)
+
+
+@triton.jit
+def _edges(
+    rounded_at,
+    edge_at,
+    score_at,
+    pair_at,
+    logits,
+    pairs,
+    is_last,
+    matrices,
+    vectors,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PAIRS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """f_edge both ways of every pair to the scratch of scores; in the last unit images over labels to the logits.
+
+    The first layer is computed a token at a time, to the scratch; there each pair finds its two tokens.
+    """
+    query = _projected(rounded_at, matrices, D, TILE, BLOCK, STAGES) + _vector(vectors, D)
+    tl.store(_square(edge_at, D, TILE, D), query.to(DTYPE))
+    key = _projected(rounded_at, matrices + D * D, D, TILE, BLOCK, STAGES)
+    tl.store(_square(edge_at + TILE * D, D, TILE, D), key.to(DTYPE))
+    tl.debug_barrier()
+    weight = _vector(vectors + D, D)
+    column = tl.arange(0, D)[None, :]
+    for start in range(0, pairs, PAIRS):
+        pair = start + tl.arange(0, PAIRS)
+        exists = pair < pairs
+        both = tl.load(pair_at + pair, mask=exists, other=0)
+        image, label = both & 0xFFFF, both >> 16
+        of_image = edge_at + image[:, None] * D + column
+        of_label = edge_at + label[:, None] * D + column
+        hidden = tl.load(of_image).to(tl.float32) + tl.load(of_label + TILE * D).to(tl.float32)
+        over_labels = tl.sum(_relu(hidden) * weight, axis=1)
+        if is_last:
+            tl.store(logits + pair, over_labels, mask=exists)
+        else:
+            hidden = tl.load(of_label).to(tl.float32) + tl.load(of_image + TILE * D).to(tl.float32)
+            over_images = tl.sum(_relu(hidden) * weight, axis=1)
+            tl.store(score_at + image * TILE + label, over_labels, mask=exists)
+            tl.store(score_at + label * TILE + image, over_images, mask=exists)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _cross_attention(
+    exact_at,
+    rounded_at,
+    group_at,
+    score_at,
+    matrices,
+    vectors,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The update from the other side of the product, weighted by f_edge."""
+    tokens = tl.load(_square(rounded_at, D, TILE, D))
+    keys, poison = _keys(tokens, DTYPE)
+    group = tl.load(group_at + tl.arange(0, TILE))
+    other_side = group[:, None] == (group ^ 1)[None, :]
+    scores = tl.load(_square(score_at, TILE, TILE, TILE), mask=other_side, other=0.0)
+    mean = _mean(scores, poison, other_side, keys, DTYPE)
+    _update(tokens, mean, exact_at, rounded_at, matrices, vectors, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @triton.jit
@@ -110,30 +232,33 @@ def matcher_kernel(
     cu_labels,
     cu_pairs,
     tile_products,
-    edge_scratch,
+    exact_scratch,
+    rounded_scratch,
     score_scratch,
-    pair_scratch,
+    index_scratch,
     tiles,
     image_stride,
     label_stride,
     UNITS: tl.constexpr,
     D: tl.constexpr,
     TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     PAIRS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """One program walks over tiles: products tile_products[2 t] to tile_products[2 t + 1] of tile t."""
     program = tl.program_id(0).to(tl.int64)
-    edge_scratch += program * 2 * TILE * D
-    score_scratch += program * TILE * TILE
-    pair_scratch += program * (TILE * TILE // 4)
-    MATRICES: tl.constexpr = UNIT_MATRICES * UNITS - 6
+    exact_at = exact_scratch + program * (TILE * D)
+    rounded_at = rounded_scratch + program * (3 * TILE * D)
+    edge_at = rounded_at + TILE * D
+    score_at = score_scratch + program * (TILE * TILE)
+    group_at = index_scratch + program * (TILE + TILE * TILE // 4)
+    pair_at = group_at + TILE
     PRODUCTS: tl.constexpr = TILE // 2
     token = tl.arange(0, TILE)
-    column = tl.arange(0, D)
-    matrix = _matrix(matrices, 0, D)
 
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         first = tl.load(tile_products + 2 * tile)
         count = tl.load(tile_products + 2 * tile + 1) - first
         first_image = tl.load(cu_images + first)
@@ -143,79 +268,48 @@ def matcher_kernel(
         first_pair = tl.load(cu_pairs + first)
         pairs = tl.load(cu_pairs + first + count) - first_pair
 
-        # The pairs' tokens, found once for all units. Every thread is done with the tile before.
-        tl.debug_barrier()
+        # A product's images and its labels are groups 2 p and 2 p + 1; places without a token are a group of their own.
+        is_image = token < images
+        is_label = (token >= images) & (token < images + labels)
+        image_row, label_row = first_image + token, first_label + token - images
+        of_image = 2 * _member(cu_images, image_row, first, count, PRODUCTS)
+        of_label = 2 * _member(cu_labels, label_row, first, count, PRODUCTS) + 1
+        tl.store(group_at + token, tl.where(is_image, of_image, tl.where(is_label, of_label, -2)))
+
+        column = tl.arange(0, D)[None, :]
+        from_images = image_tokens + image_row.to(tl.int64)[:, None] * image_stride + column
+        from_labels = label_tokens + label_row.to(tl.int64)[:, None] * label_stride + column
+        x = tl.load(from_images, mask=is_image[:, None], other=0.0).to(tl.float32)
+        x += tl.load(from_labels, mask=is_label[:, None], other=0.0).to(tl.float32)
+        tl.store(_square(exact_at, D, TILE, D), x)
+        tl.store(_square(rounded_at, D, TILE, D), x.to(DTYPE))
+
+        # The tokens of every pair, found once for all units.
         for start in range(0, pairs, 2 * TILE):
             pair = start + tl.arange(0, 2 * TILE)
-            product = first + _member(cu_pairs, first_pair + pair, first, count, PRODUCTS)
             exists = pair < pairs
+            product = first + _member(cu_pairs, first_pair + pair, first, count, PRODUCTS)
             own_images = tl.load(cu_images + product, mask=exists, other=0)
             own_labels = tl.load(cu_labels + product, mask=exists, other=0)
             width = tl.load(cu_labels + product + 1, mask=exists, other=1) - own_labels
             place = first_pair + pair - tl.load(cu_pairs + product, mask=exists, other=0)
             image = own_images - first_image + place // width
             label = images + own_labels - first_label + place % width
-            tl.store(pair_scratch + pair, image | (label << 16), mask=exists)
+            tl.store(pair_at + pair, image | (label << 16), mask=exists)
+        tl.debug_barrier()
 
-        is_image = token < images
-        is_label = (token >= images) & (token < images + labels)
-        image_row = first_image + token
-        label_row = first_label + token - images
-        # A product's images and its labels are groups 2 p and 2 p + 1; places without a token are a group of their own.
-        group = 2 * _member(cu_images, image_row, first, count, PRODUCTS)
-        group = tl.where(is_image, group, 2 * _member(cu_labels, label_row, first, count, PRODUCTS) + 1)
-        group = tl.where(is_image | is_label, group, -2)
-        own = group[:, None] == group[None, :]
-        opposite = group[:, None] == (group ^ 1)[None, :]
-        from_images = image_tokens + image_row.to(tl.int64)[:, None] * image_stride + column[None, :]
-        from_labels = label_tokens + label_row.to(tl.int64)[:, None] * label_stride + column[None, :]
-        x = tl.load(from_images, mask=is_image[:, None], other=0.0).to(tl.float32)
-        x += tl.load(from_labels, mask=is_label[:, None], other=0.0).to(tl.float32)
-
-        for unit in range(UNITS):
-            first_matrix = UNIT_MATRICES * unit
-            vector = UNIT_VECTORS * unit
-            # Self-attention: scores (x M + c) x^T within a product's images and within its labels.
-            following = _matrix(matrices, first_matrix + 1, D)
-            keys, poison = _keys(x, DTYPE)
-            query = _product(x, matrix, DTYPE) + _vector(vectors, vector, D)
-            scores = tl.dot(query.to(DTYPE), tl.trans(keys), input_precision="ieee")
-            mean = _mean(tl.where(own, scores + poison[None, :], LOWEST), keys, DTYPE)
-            x, matrix = _update(x, mean, following, matrices, first_matrix + 2, vectors, vector + 1, D, DTYPE)
-
-            # f_edge: its first layer a token at a time, then a pair at a time.
-            following = _matrix(matrices, first_matrix + 8, D)
-            query = _product(x, matrix, DTYPE) + _vector(vectors, vector + 4, D)
-            tl.store(edge_scratch + token[:, None] * D + column[None, :], query.to(DTYPE))
-            after = first_matrix + 9
-            matrix = _matrix(matrices, tl.where(after == MATRICES, 0, after), D)
-            key = _product(x, following, DTYPE)
-            tl.store(edge_scratch + (TILE + token[:, None]) * D + column[None, :], key.to(DTYPE))
-            tl.debug_barrier()
-            edge_weight = _vector(vectors, vector + 5, D)
-            for start in range(0, pairs, PAIRS):
-                pair = start + tl.arange(0, PAIRS)
-                exists = pair < pairs
-                both = tl.load(pair_scratch + pair, mask=exists, other=0)
-                image, label = both & 0xFFFF, both >> 16
-                image_at = edge_scratch + image[:, None] * D + column[None, :]
-                label_at = edge_scratch + label[:, None] * D + column[None, :]
-                over_labels = tl.load(image_at).to(tl.float32) + tl.load(label_at + TILE * D).to(tl.float32)
-                over_labels = tl.sum(_relu(over_labels) * edge_weight, axis=1)
-                if unit == UNITS - 1:
-                    tl.store(logits + first_pair + pair, over_labels, mask=exists)
-                else:
-                    over_images = tl.load(label_at).to(tl.float32) + tl.load(image_at + TILE * D).to(tl.float32)
-                    over_images = tl.sum(_relu(over_images) * edge_weight, axis=1)
-                    tl.store(score_scratch + image * TILE + label, over_labels, mask=exists)
-                    tl.store(score_scratch + label * TILE + image, over_images, mask=exists)
-
-            if unit < UNITS - 1:
-                tl.debug_barrier()
-                keys, poison = _keys(x, DTYPE)
-                scores = tl.load(score_scratch + token[:, None] * TILE + token[None, :], mask=opposite, other=LOWEST)
-                mean = _mean(tl.where(opposite, scores + poison[None, :], LOWEST), keys, DTYPE)
-                x, matrix = _update(x, mean, matrix, matrices, first_matrix + 10, vectors, vector + 6, D, DTYPE)
+        for unit in tl.range(0, UNITS, disable_licm=True):
+            m, v = matrices + 15 * unit * D * D, vectors + 9 * unit * D
+            _self_attention(exact_at, rounded_at, group_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
+            m, v = m + 7 * D * D, v + 4 * D
+            is_last = unit == UNITS - 1
+            out = logits + first_pair
+            _edges(
+                rounded_at, edge_at, score_at, pair_at, out, pairs, is_last, m, v, D, TILE, BLOCK, STAGES, PAIRS, DTYPE
+            )
+            if not is_last:
+                m, v = m + 2 * D * D, v + 2 * D
+                _cross_attention(exact_at, rounded_at, group_at, score_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -271,10 +365,12 @@ def matcher_constants(units: int, width: int, tile: int, dtype: torch.dtype) -> 
         "UNITS": units,
         "D": width,
         "TILE": tile,
+        "BLOCK": min(64, width),
+        "STAGES": 2,
         "PAIRS": 32,
         "DTYPE": {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype],
-        "num_warps": 8,
-        # Loads are put ahead by hand; buffers for several stages would not fit.
+        "num_warps": 8 if tile == 128 else 4,
+        # For the loops that do not say; buffers for several stages of everything would not fit.
         "num_stages": 1,
     }
 
@@ -296,11 +392,12 @@ def upload(products: RaggedProducts, plan: TilePlan, device: torch.device) -> li
 
 
 def scratch(programs: int, tile: int, width: int, like: Tensor) -> list[Tensor]:
-    """What programs pass from one layout to another: tokens' hidden layer of f_edge, scores, pairs."""
+    """What programs keep between layers: tokens exact; tokens rounded and f_edge's first layer; scores; indices."""
     return [
-        like.new_empty(programs * 2 * tile * width),
+        like.new_empty(programs * tile * width, dtype=torch.float32),
+        like.new_empty(programs * 3 * tile * width),
         like.new_empty(programs * tile * tile, dtype=torch.float32),
-        like.new_empty(programs * tile * tile // 4, dtype=torch.int32),
+        like.new_empty(programs * (tile + tile * tile // 4), dtype=torch.int32),
     ]
 
 
@@ -334,23 +431,22 @@ def launch(
 ) -> None:
     """The one launch of a batch whose `places` are on the device; a CUDA graph may capture it."""
     matrices = weights.matrices
-    units, tiles = (len(matrices) + 6) // UNIT_MATRICES.value, len(plan.tiles)
+    tiles = len(plan.tiles)
     programs = min(tiles, PROGRAMS_A_PROCESSOR * _processors(logits.device))
     image_tokens, label_tokens = _unit_stride(image_tokens), _unit_stride(label_tokens)
-    bits = torch.int16 if matrices.dtype == torch.bfloat16 else torch.int32
     with torch.cuda.device_of(logits):
         matcher_kernel[(programs,)](
             image_tokens,
             label_tokens,
             logits,
-            matrices.view(bits),
+            matrices,
             weights.vectors,
             *places,
             *scratch(programs, plan.tile, weights.width, matrices),
             tiles,
             image_tokens.stride(0),
             label_tokens.stride(0),
-            **matcher_constants(units, weights.width, plan.tile, matrices.dtype),
+            **matcher_constants(weights.num_units, weights.width, plan.tile, matrices.dtype),
         )
 
 
