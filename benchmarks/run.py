@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
-    "kernels": ("benchmarks.kernels.label_kl",),
+    "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher"),
     "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
 }
 """Suite -> modules with a function main(quick, output)."""

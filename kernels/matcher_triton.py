@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -359,19 +360,20 @@ def plan_tiles(products: RaggedProducts, processors: int) -> TilePlan:
     return fill_tiles(products, fitting[0])
 
 
-def matcher_constants(units: int, width: int, tile: int, dtype: torch.dtype) -> dict[str, int | tl.dtype]:
-    """Constants and warps of `matcher_kernel`."""
+def matcher_constants(units: int, width: int, tile: int, dtype: torch.dtype, shared_bytes: int) -> dict[str, Any]:
+    """Constants and options of `matcher_kernel` for a GPU that gives a block so much shared memory."""
     return {
         "UNITS": units,
         "D": width,
         "TILE": tile,
-        "BLOCK": min(64, width),
+        "BLOCK": min(64 if shared_bytes >= 2**17 + 2**12 else 32, width),
         "STAGES": 2,
         "PAIRS": 32,
         "DTYPE": {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype],
         "num_warps": 8 if tile == 128 else 4,
         # For the loops that do not say; buffers for several stages of everything would not fit.
         "num_stages": 1,
+        "enable_fp_fusion": True,
     }
 
 
@@ -402,8 +404,12 @@ def scratch(programs: int, tile: int, width: int, like: Tensor) -> list[Tensor]:
 
 
 @lru_cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def _device(device: torch.device) -> tuple[int, int]:
+    """Processors, and shared memory that a block may have; of the interpreter, one and as much as one likes."""
+    if device.type != "cuda":
+        return 1, 2**30
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
 
 
 def match_tiles(
@@ -415,7 +421,7 @@ def match_tiles(
     plan: TilePlan | None = None,
 ) -> list[int]:
     """Write the packed logits of all products that fit a tile; return those that do not."""
-    plan = plan or plan_tiles(products, _processors(logits.device))
+    plan = plan or plan_tiles(products, _device(logits.device)[0])
     if plan.tiles:
         launch(weights, image_tokens, label_tokens, upload(products, plan, logits.device), plan, logits)
     return plan.long
@@ -432,7 +438,8 @@ def launch(
     """The one launch of a batch whose `places` are on the device; a CUDA graph may capture it."""
     matrices = weights.matrices
     tiles = len(plan.tiles)
-    programs = min(tiles, PROGRAMS_A_PROCESSOR * _processors(logits.device))
+    processors, shared_bytes = _device(logits.device)
+    programs = min(tiles, PROGRAMS_A_PROCESSOR * processors)
     image_tokens, label_tokens = _unit_stride(image_tokens), _unit_stride(label_tokens)
     with torch.cuda.device_of(logits):
         matcher_kernel[(programs,)](
@@ -446,7 +453,7 @@ def launch(
             tiles,
             image_tokens.stride(0),
             label_tokens.stride(0),
-            **matcher_constants(weights.num_units, weights.width, plan.tile, matrices.dtype),
+            **matcher_constants(weights.num_units, weights.width, plan.tile, matrices.dtype, shared_bytes),
         )
 
 
