@@ -69,15 +69,33 @@ def _projected(
 
 
 @triton.jit
-def _keys(tokens, DTYPE: tl.constexpr):
-    """Tokens to attend to, and 0 for each, or NaN for one that is not finite and whose place a zero takes."""
-    poison = tl.sum(tokens.to(tl.float32) * 0.0, axis=1)
-    return tl.where((poison == 0.0)[:, None], tokens, 0.0).to(DTYPE), poison
+def _own_scores(
+    rounded_at,
+    score_at,
+    matrices,
+    vectors,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(x score + score_bias) x^T to the scratch of scores."""
+    query = _projected(rounded_at, matrices, D, TILE, BLOCK, STAGES) + _vector(vectors, D)
+    tokens = tl.load(_square(rounded_at, D, TILE, D))
+    scores = tl.dot(query.to(DTYPE), tl.trans(tokens), input_precision="ieee")
+    tl.store(_square(score_at, TILE, TILE, TILE), scores)
+    tl.debug_barrier()
 
 
 @triton.jit
-def _mean(scores, poison, attended, keys, DTYPE: tl.constexpr):
-    """softmax(scores) keys, over the keys that are attended to."""
+def _mean(tokens, scores, attended, DTYPE: tl.constexpr):
+    """Mean of the tokens attended to, weighted by softmax(scores).
+
+    A token that is not finite is zero to all and makes the scores of those that attend to it NaN.
+    """
+    poison = tl.sum(tokens.to(tl.float32) * 0.0, axis=1)
+    keys = tl.where((poison == 0.0)[:, None], tokens, 0.0).to(DTYPE)
     scores = tl.where(attended, scores + poison[None, :], LOWEST)
     exponentials = tl.exp2((scores - tl.max(scores, axis=1)[:, None]) * LOG2E)
     weights = exponentials / tl.sum(exponentials, axis=1)[:, None]
@@ -117,29 +135,6 @@ def _update(
     tl.store(exact_at + at, x)
     tl.store(rounded_at + at, x.to(DTYPE))
     tl.debug_barrier()
-
-
-@triton.jit
-def _self_attention(
-    exact_at,
-    rounded_at,
-    group_at,
-    matrices,
-    vectors,
-    D: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Scores (x score + score_bias) x^T within a product's images and within its labels, and the update."""
-    query = _projected(rounded_at, matrices, D, TILE, BLOCK, STAGES) + _vector(vectors, D)
-    tokens = tl.load(_square(rounded_at, D, TILE, D))
-    keys, poison = _keys(tokens, DTYPE)
-    scores = tl.dot(query.to(DTYPE), tl.trans(keys), input_precision="ieee")
-    group = tl.load(group_at + tl.arange(0, TILE))
-    mean = _mean(scores, poison, group[:, None] == group[None, :], keys, DTYPE)
-    _update(tokens, mean, exact_at, rounded_at, matrices + D * D, vectors + D, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @triton.jit
@@ -188,30 +183,6 @@ def _edges(
             tl.store(score_at + image * TILE + label, over_labels, mask=exists)
             tl.store(score_at + label * TILE + image, over_images, mask=exists)
     tl.debug_barrier()
-
-
-@triton.jit
-def _cross_attention(
-    exact_at,
-    rounded_at,
-    group_at,
-    score_at,
-    matrices,
-    vectors,
-    D: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The update from the other side of the product, weighted by f_edge."""
-    tokens = tl.load(_square(rounded_at, D, TILE, D))
-    keys, poison = _keys(tokens, DTYPE)
-    group = tl.load(group_at + tl.arange(0, TILE))
-    other_side = group[:, None] == (group ^ 1)[None, :]
-    scores = tl.load(_square(score_at, TILE, TILE, TILE), mask=other_side, other=0.0)
-    mean = _mean(scores, poison, other_side, keys, DTYPE)
-    _update(tokens, mean, exact_at, rounded_at, matrices, vectors, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @triton.jit
@@ -299,18 +270,41 @@ def matcher_kernel(
             tl.store(pair_at + pair, image | (label << 16), mask=exists)
         tl.debug_barrier()
 
-        for unit in tl.range(0, UNITS, disable_licm=True):
-            m, v = matrices + 15 * unit * D * D, vectors + 9 * unit * D
-            _self_attention(exact_at, rounded_at, group_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
-            m, v = m + 7 * D * D, v + 4 * D
-            is_last = unit == UNITS - 1
-            out = logits + first_pair
-            _edges(
-                rounded_at, edge_at, score_at, pair_at, out, pairs, is_last, m, v, D, TILE, BLOCK, STAGES, PAIRS, DTYPE
-            )
+        # Two layers a unit: attention within a side, then across.
+        for layer in tl.range(0, 2 * UNITS, disable_licm=True):
+            across = layer % 2
+            is_last = layer == 2 * UNITS - 1
+            m = matrices + (15 * (layer // 2) + 7 * across) * D * D
+            v = vectors + (9 * (layer // 2) + 4 * across) * D
+            if across == 0:
+                _own_scores(rounded_at, score_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
+            else:
+                out = logits + first_pair
+                _edges(
+                    rounded_at,
+                    edge_at,
+                    score_at,
+                    pair_at,
+                    out,
+                    pairs,
+                    is_last,
+                    m,
+                    v,
+                    D,
+                    TILE,
+                    BLOCK,
+                    STAGES,
+                    PAIRS,
+                    DTYPE,
+                )
             if not is_last:
-                m, v = m + 2 * D * D, v + 2 * D
-                _cross_attention(exact_at, rounded_at, group_at, score_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
+                group = tl.load(group_at + tl.arange(0, TILE))
+                attended = group[:, None] == (group ^ across)[None, :]
+                scores = tl.load(_square(score_at, TILE, TILE, TILE), mask=attended, other=0.0)
+                tokens = tl.load(_square(rounded_at, D, TILE, D))
+                mean = _mean(tokens, scores, attended, DTYPE)
+                m, v = m + (1 + across) * D * D, v + (1 + across) * D
+                _update(tokens, mean, exact_at, rounded_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @dataclass(frozen=True)
