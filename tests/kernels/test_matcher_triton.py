@@ -60,7 +60,7 @@ def no_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_torch_path")
-@pytest.mark.parametrize("size", [(1, 1), (1, 64), (32, 1), (7, 24), (16, 17), (32, 64), (31, 33), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 64), (32, 1), (7, 24), (16, 17), (31, 33), (32, 64)])
 def test_one_product_of_any_size(size: tuple[int, int]) -> None:
     check(random([size]))
 
