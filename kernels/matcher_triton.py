@@ -300,7 +300,8 @@ def matcher_kernel(
             if not is_last:
                 group = tl.load(group_at + tl.arange(0, TILE))
                 attended = group[:, None] == (group ^ across)[None, :]
-                scores = tl.load(_square(score_at, TILE, TILE, TILE), mask=attended, other=0.0)
+                # Read as a whole, in wide loads: what was never written is not attended to.
+                scores = tl.load(_square(score_at, TILE, TILE, TILE))
                 tokens = tl.load(_square(rounded_at, D, TILE, D))
                 mean = _mean(tokens, scores, attended, DTYPE)
                 m, v = m + (1 + across) * D * D, v + (1 + across) * D

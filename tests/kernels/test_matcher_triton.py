@@ -33,7 +33,7 @@ LIMIT = 1e-5 if INTERPRETED else 2e-2
 MIXED = [(3, 4), (0, 3), (5, 0), (1, 1), (0, 0), (8, 16), (2, 9)]
 
 
-def random(sizes: list[tuple[int, int]], units: int = 3, seed: int = 0) -> Problem:
+def random(sizes: list[tuple[int, int]], units: int = 2, seed: int = 0) -> Problem:
     return Problem.random(sizes, WIDTH, units, dtype=DTYPE, device=DEVICE, seed=seed)
 
 
@@ -62,12 +62,12 @@ def no_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_torch_path")
 @pytest.mark.parametrize("size", [(1, 1), (1, 64), (32, 1), (7, 24), (16, 17), (31, 33), (32, 64)])
 def test_one_product_of_any_size(size: tuple[int, int]) -> None:
-    check(random([size]))
+    check(random([size], units=3))
 
 
 @settings(
     deadline=None,
-    max_examples=10,
+    max_examples=6,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
@@ -94,7 +94,7 @@ def test_every_size_of_tile(tile: int) -> None:
 
 
 def test_a_product_alone_has_the_logits_it_has_among_others() -> None:
-    problem = random([*MIXED, (20, 30)])
+    problem = random([*MIXED, (9, 12)])
     for product, logits in enumerate(problem.solve_each()):
         alone = problem.select([product]).solve()
         torch.testing.assert_close(alone, logits.flatten(), atol=1e-5, rtol=0)
