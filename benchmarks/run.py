@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
+    "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher"),
     "export": ("benchmarks.export.categorize",),
-    "kernels": ("benchmarks.kernels.label_kl",),
     "quality": ("benchmarks.quality.labels", "benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
 }
 """Suite -> modules with a function main(quick, output)."""
