@@ -18,7 +18,9 @@ MAX_CHARACTERS = 1024
 
 COLOUR_SUFFIX = "色"
 
-_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|【[^【】]*】|「[^「」]*」|〔[^〔〕]*〕|<[^<>]*>|《[^《》]*》")
+_BRACKETS = re.compile(
+    r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|【[^【】]*】|「[^「」]*」|〔[^〔〕]*〕|<[^<>]*>|《[^《》]*》"
+)
 _BRACKET = re.compile(r"[()\[\]{}【】「」〔〕<>《》]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Words of scripts that write spaces are one token, Chinese characters one each, so that no common ending cuts a word.
