@@ -77,18 +77,18 @@ class ColourGroups:
     """The groups of one split of a feed.
 
     Args:
-        variants: of the whole feed; groups name them by their index.
+        variants: of the whole feed; groups name them by their index. None for what cannot be used.
         split: which split's variants make groups.
 
     Attributes:
         real: rows by colour of every group of `MIN_COLOURS` colours or more.
     """
 
-    def __init__(self, variants: Sequence[ColourVariant], split: Split) -> None:
+    def __init__(self, variants: Sequence[ColourVariant | None], split: Split) -> None:
         by_group: dict[str, dict[str, list[int]]] = {}
         by_category: dict[tuple[str, ...], dict[str, list[int]]] = {}
         for row, variant in enumerate(variants):
-            if variant.split != split:
+            if variant is None or variant.split != split:
                 continue
             if variant.named:
                 by_group.setdefault(variant.group, {}).setdefault(variant.colour, []).append(row)

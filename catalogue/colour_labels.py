@@ -1,8 +1,8 @@
 """Colour labels as sellers write them, cleaned: what the labels of one product have in common says nothing.
 
-"Black Shirt (ships within 30 days)" and "White Shirt" are "Black" and "White"; 藏青色T恤 and 白色T恤 are 藏青 and 白. In
-this order: notes in brackets go, then the text common to the end of all labels, then the empty suffix 色 (colour). No
-step takes the last word of a label. Cleaning is a function of the whole product, never of one label alone.
+"Black Shirt (ships within 30 days)" and "White Shirt" are "Black" and "White"; 藏青色T恤 and 白色T恤 are 藏青 and 白.
+In this order: notes in brackets go, then the text common to the end of all labels, then the empty suffix 色 (colour).
+No step takes the last word of a label. Cleaning is a function of the whole product, never of one label alone.
 Training and serving share this file: the export copies it next to the Triton model that prepares requests, so it
 imports the standard library only and runs on Python 3.10 and later.
 """

@@ -6,11 +6,34 @@ and a shift) and hands them to the units of `models/matcher.py`. Labels that rep
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from .colour_tower import ColourTower
+from .dual_encoder import MAX_LOGIT_SCALE
 from .encoders import TextEncoder
 from .matcher import Matcher, MatcherConfig
+
+
+class ColourTowers(nn.Module):
+    """The two towers and the temperature between their embeddings, as in CLIP: what the contrastive stage trains."""
+
+    def __init__(self, image_tower: ColourTower, label_tower: TextEncoder) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.label_tower = label_tower
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, H, W, 3] uint8 and twice [U, L] int64 -> image_embeds [N, D], label_embeds [U, D], scale of cosines."""
+        return self.image_tower(pixel_values), self.label_tower(input_ids, attention_mask), self.scale
+
+    @property
+    def scale(self) -> Tensor:
+        """What multiplies the cosines, at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 class ColourHead(nn.Module):

@@ -18,8 +18,6 @@ from transformers import AutoConfig, AutoModel, ResNetConfig
 
 from .encoders import IMAGENET_MEAN, IMAGENET_STD, backbone_from_config, plain_config, require_checkpoint
 
-SMALL_BACKBONE = {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [1, 1, 1], "layer_type": "basic"}
-
 
 class ColourTowerConfig(BaseModel):
     """What is needed to rebuild an image tower; `backbone` is a Hugging Face ResNet config with its `model_type`."""
@@ -109,8 +107,8 @@ def small_colour_tower(height: int, width: int, embed_dim: int = 128) -> ColourT
 
     The crop leaves out a margin of a twentieth on every side.
     """
-    backbone = plain_config(ResNetConfig(**SMALL_BACKBONE).to_dict())
-    return ColourTower(_config(backbone, height, width, embed_dim))
+    backbone = ResNetConfig(embedding_size=32, hidden_sizes=[64, 128, 256], depths=[1, 1, 1], layer_type="basic")
+    return ColourTower(_config(plain_config(backbone.to_dict()), height, width, embed_dim))
 
 
 def colour_tower_from_checkpoint(folder: Path, height: int, width: int, embed_dim: int = 128) -> ColourTower:

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .colour_tower import ColourTower
 from .encoders import ImageEncoder, TextEncoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -20,7 +19,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 class DualEncoder(nn.Module):
     """Two encoders and the temperature between them."""
 
-    def __init__(self, image_encoder: ImageEncoder | ColourTower, text_encoder: TextEncoder) -> None:
+    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder

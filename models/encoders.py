@@ -275,5 +275,6 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_checkpoint(folder: Path) -> None:
+    """Raises FileNotFoundError when `folder` has no config.json."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no Hugging Face checkpoint folder: config.json is missing")

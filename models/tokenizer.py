@@ -1,8 +1,8 @@
 """Byte-level BPE for titles (Sennrich et al., 2016), characters for colour labels, or what a checkpoint folder brings.
 
 One `tokenizer.json` of the `tokenizers` library is the whole tokenizer: training and the served `tokenize` model read
-the same file.  Both fall back to bytes: no text has an unknown character.  Every text starts with [CLS], so that even an empty one
-has a token to attend to.
+the same file.  Both fall back to bytes: no text has an unknown character.  Every text starts with [CLS], so that even
+an empty one has a token to attend to.
 """
 
 from __future__ import annotations

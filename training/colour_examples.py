@@ -1,9 +1,9 @@
 """Photos and colours of a feed as arrays, and the batches that the colour matcher is trained on.
 
 Pixels are decoded once into a memory-mapped file. What a batch holds is a function of its request alone: which groups,
-which photos of them, how a seller would write the colours, in which order; so a resumed run goes on as if never broken.
+which photos of them, how a seller would write the colours, in which order; so a resumed run goes on as if unbroken.
 Half of a batch's groups are real ones (titles that differ in the colour word), half are drawn within a category, some
-of them with labels that no photo shows. Blur is the one change of pixels beside mirroring and shifting: it keeps colour.
+of them with labels that no photo shows. Pixels are mirrored, shifted and blurred, which all keep colour.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ from torch.utils.data import Dataset
 from catalogue.colour_groups import ColourGroup
 from catalogue.colour_labels import clean_labels
 from kernels.ragged import split_logits
-from models.colour_matcher import ColourMatcher
-from models.dual_encoder import DualEncoder
+from models.colour_matcher import ColourMatcher, ColourTowers
 
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
 from .colour_metrics import ColourReport, colour_report
@@ -60,7 +59,7 @@ class ColourContrastiveTask:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: ColourTowers,
         pairs: ColourPairs,
         evaluator: ColourEvaluator,
     ) -> None:
@@ -219,12 +218,12 @@ class ColourEvaluator:
             logits = model.head(image_embeds.to(device), label_embeds, *lengths)
         return self._report([part.softmax(1) for part in split_logits(logits.float(), *lengths)])
 
-    def cosine_report(self, model: DualEncoder) -> ColourReport:
+    def cosine_report(self, model: ColourTowers) -> ColourReport:
         """How well two towers do by cosine alone, each photo for itself."""
-        image_embeds = embed_photos(model.image_encoder, self.examples, self.batch["photos"].numpy())
+        image_embeds = embed_photos(model.image_tower, self.examples, self.batch["photos"].numpy())
         with torch.no_grad():
-            label_embeds = model.text_encoder(self.batch["input_ids"], self.batch["attention_mask"])
-            cosines = model.logit_scale.exp() * image_embeds @ label_embeds[self.batch["label_index"]].T
+            label_embeds = model.label_tower(self.batch["input_ids"], self.batch["attention_mask"])
+            cosines = model.scale * image_embeds @ label_embeds[self.batch["label_index"]].T
         images, labels = self.batch["cu_images"].tolist(), self.batch["cu_labels"].tolist()
         parts = zip(pairwise(images), pairwise(labels), strict=True)
         return self._report([cosines[slice(*rows), slice(*columns)].softmax(1) for rows, columns in parts])

@@ -30,9 +30,8 @@ from catalogue.colour_labels import clean_labels
 from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
-from models.colour_matcher import ColourHead, ColourMatcher
+from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
 from models.colour_tower import ColourTower, colour_tower_from_checkpoint, small_colour_tower
-from models.dual_encoder import DualEncoder
 from models.encoders import TextEncoder, small_text_encoder, text_encoder_from_checkpoint
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
@@ -129,9 +128,9 @@ def train_colour_matcher(
     fit(ColourContrastiveTask(towers, pairs, validation), settings.contrastive, folder, accelerator)
 
     torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
-    matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
+    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
     products = ColourProducts(examples, tokenizer, settings.noise, clean)
-    scale = towers.logit_scale.detach().exp()
+    scale = towers.scale.detach()
     joint = ColourJointTask(matcher, scale, products, validation, settings.contrastive_weight)
     scores = {"joint": fit(joint, settings.joint, folder, accelerator)}
     candidates = {"joint": matcher}
@@ -181,7 +180,7 @@ def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Cle
     return set_length(tokenizer, fit_max_length(tokenizer, flat, quantile=1.0))
 
 
-def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> DualEncoder:
+def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> ColourTowers:
     """Both towers, from scratch or from checkpoints, at the beginning of training."""
     torch.manual_seed(settings.seed)
     size, width = (settings.image_height, settings.image_width), settings.matcher.embed_dim
@@ -196,7 +195,7 @@ def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> DualEncoder
         label_tower = text_encoder_from_checkpoint(settings.label_checkpoint, width, length, pooling="gru")
     else:
         label_tower = small_text_encoder(tokenizer.get_vocab_size(), length, width, hidden_size=128)
-    return DualEncoder(image_tower, label_tower)
+    return ColourTowers(image_tower, label_tower)
 
 
 def test_evaluators(
