@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from catalogue.colour_words import colour_name
 from catalogue.product import Product, Split, split_of
 
 MIN_COLOURS = 2
@@ -29,7 +30,8 @@ class ColourVariant:
 
     Attributes:
         group: the title without the colour word.
-        colour: the feed's name for its colour.
+        colour: its colour, in English where a feed names it in plain Chinese: what makes two variants alike.
+        label: the feed's own word for it.
         named: whether the title names the colour; only then does the group say that it is the same design.
         category: as in `Product`.
         split: of the group.
@@ -37,6 +39,7 @@ class ColourVariant:
 
     group: str
     colour: str
+    label: str
     named: bool
     category: tuple[str, ...]
     split: Split
@@ -49,28 +52,30 @@ class ColourGroup:
     Attributes:
         photos: [n] row numbers of variants.
         colours: [m] names, each once.
+        labels: [m] the feed's own words for them.
         answers: [n] index into `colours` of each photo.
     """
 
     photos: tuple[int, ...]
     colours: tuple[str, ...]
+    labels: tuple[str, ...]
     answers: tuple[int, ...]
 
 
 def colour_variant(product: Product) -> ColourVariant | None:
     """A product as a colour variant; None when the feed names no colour for it or it has no image."""
-    colour = product.entities.get("base_colour")
-    if colour is None or not product.images:
+    label = product.entities.get("base_colour")
+    if label is None or not product.images:
         return None
-    rest, named = _colour_pattern(colour).subn(" ", product.title)
+    rest, named = _colour_pattern(label).subn(" ", product.title)
     group = " ".join(rest.split()).lower() or product.id
-    return ColourVariant(group, colour, named > 0, product.category, split_of(group))
+    return ColourVariant(group, colour_name(label), label, named > 0, product.category, split_of(group))
 
 
 @lru_cache(maxsize=4096)
-def _colour_pattern(colour: str) -> re.Pattern[str]:
+def _colour_pattern(label: str) -> re.Pattern[str]:
     # Not within a Latin word ("Red" in "Layered"); Chinese writes no spaces, so there any place will do.
-    return re.compile(rf"(?<![A-Za-z]){re.escape(colour)}(?![A-Za-z])", re.IGNORECASE)
+    return re.compile(rf"(?<![A-Za-z]){re.escape(label)}(?![A-Za-z])", re.IGNORECASE)
 
 
 class ColourGroups:
@@ -85,11 +90,13 @@ class ColourGroups:
     """
 
     def __init__(self, variants: Sequence[ColourVariant | None], split: Split) -> None:
+        self._labels: dict[int, str] = {}
         by_group: dict[str, dict[str, list[int]]] = {}
         by_category: dict[tuple[str, ...], dict[str, list[int]]] = {}
         for row, variant in enumerate(variants):
             if variant is None or variant.split != split:
                 continue
+            self._labels[row] = variant.label
             if variant.named:
                 by_group.setdefault(variant.group, {}).setdefault(variant.colour, []).append(row)
             by_category.setdefault(variant.category, {}).setdefault(variant.colour, []).append(row)
@@ -110,7 +117,7 @@ class ColourGroups:
 
     def real_group(self, number: int, chance: random.Random) -> ColourGroup:
         """Group `number` of the real ones: a photo of each colour, `MAX_COLOURS` of them at most."""
-        return _drawn(self.real[self._names[number]], MAX_COLOURS, chance)
+        return self._drawn(self.real[self._names[number]], MAX_COLOURS, chance)
 
     def evaluation(self) -> Iterator[ColourGroup]:
         """Every real group once, always the same: photo and order follow from the group's name."""
@@ -134,21 +141,26 @@ class ColourGroups:
         # By the root of their number: colours that are rare in the feed are rare in shops, but worth learning.
         keys = {colour: chance.random() ** (len(rows) ** -0.5) for colour, rows in category.items()}
         ranked = sorted(category, key=lambda colour: -keys[colour])
-        group = _drawn({colour: category[colour] for colour in ranked[:count]}, count, chance)
-        return with_distractors(group, ranked[count : count + distractors], chance)
+        group = self._drawn({colour: category[colour] for colour in ranked[:count]}, count, chance)
+        extra = {colour: self._labels[category[colour][0]] for colour in ranked[count : count + distractors]}
+        return _with_distractors(group, extra, chance)
+
+    def _drawn(self, rows: Mapping[str, Sequence[int]], most: int, chance: random.Random) -> ColourGroup:
+        colours = chance.sample(sorted(rows), min(most, len(rows)))
+        photos = [chance.choice(rows[colour]) for colour in colours]
+        labels = tuple(self._labels[row] for row in photos)
+        order = chance.sample(range(len(photos)), len(photos))
+        return ColourGroup(tuple(photos[place] for place in order), tuple(colours), labels, tuple(order))
 
 
-def _drawn(rows: Mapping[str, Sequence[int]], most: int, chance: random.Random) -> ColourGroup:
-    colours = chance.sample(sorted(rows), min(most, len(rows)))
-    photos = [chance.choice(rows[colour]) for colour in colours]
-    order = chance.sample(range(len(photos)), len(photos))
-    return ColourGroup(tuple(photos[place] for place in order), tuple(colours), tuple(order))
-
-
-def with_distractors(group: ColourGroup, colours: Sequence[str], chance: random.Random) -> ColourGroup:
-    """A group with further colours that none of its photos shows, all colours in a new order."""
-    every = [*group.colours, *colours]
-    order = chance.sample(range(len(every)), len(every))
+def _with_distractors(group: ColourGroup, extra: Mapping[str, str], chance: random.Random) -> ColourGroup:
+    """A group with further colours, {colour: label}, that none of its photos shows, all in a new order."""
+    colours, labels = [*group.colours, *extra], [*group.labels, *extra.values()]
+    order = chance.sample(range(len(colours)), len(colours))
     place = {old: new for new, old in enumerate(order)}
-    answers = tuple(place[answer] for answer in group.answers)
-    return ColourGroup(group.photos, tuple(every[old] for old in order), answers)
+    return ColourGroup(
+        group.photos,
+        tuple(colours[old] for old in order),
+        tuple(labels[old] for old in order),
+        tuple(place[answer] for answer in group.answers),
+    )

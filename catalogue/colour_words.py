@@ -1,7 +1,8 @@
 """Colours by name, in English and in Chinese: what sellers call them.
 
 The English names are those of public fashion feeds. Used to give products labels in either language (training noise,
-the generated product set); nothing looks colours up here when a label is read, free text is the model's own business.
+the generated product set) and to know 黑色 and Black in a feed for one colour; nothing looks here when a label is
+matched, free text is the model's own business.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ CHINESE: Mapping[str, tuple[str, ...]] = {
 }
 """Chinese wordings of a colour, the plain one first."""
 
+_NAME_OF = {wordings[0]: name for name, wordings in CHINESE.items()}
+
 ENGLISH: Mapping[str, tuple[str, ...]] = {
     "Charcoal": ("Charcoal Grey", "Dark Grey"),
     "Coffee Brown": ("Coffee", "Dark Brown"),
@@ -71,3 +74,8 @@ ENGLISH: Mapping[str, tuple[str, ...]] = {
     "Turquoise Blue": ("Turquoise",),
 }
 """Other English wordings of a colour, where there are any."""
+
+
+def colour_name(word: str) -> str:
+    """The English name of a colour given by its plain Chinese word; any other word is its own name."""
+    return _NAME_OF.get(word, word)

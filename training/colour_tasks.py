@@ -190,7 +190,7 @@ class ColourEvaluator:
     Args:
         examples: the photos.
         groups: the products.
-        labels: of each product its m labels as they were written; the colours' own names when None.
+        labels: of each product its m labels as they were written; the feed's own when None.
         tokenizer, clean: as in training.
     """
 
@@ -204,7 +204,7 @@ class ColourEvaluator:
     ) -> None:
         self.examples = examples
         self.groups = groups
-        written = [group.colours for group in groups] if labels is None else labels
+        written = [group.labels for group in groups] if labels is None else labels
         self.batch = product_batch(groups, written, tokenizer, clean)
 
     def report(self, model: ColourMatcher) -> ColourReport:
