@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -32,12 +32,17 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A served ONNX model: the module, example inputs by name (batch axis first), and the outputs' names."""
+    """A served ONNX model: the module, example inputs by name (batch axis first), and the outputs' names.
+
+    `dynamic_axes` names further axes of inputs that vary from request to request, {input: {axis: name}}; axes of one
+    name are equally long. Their example lengths are two or more, different for different names.
+    """
 
     name: str
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
+    dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 class ServedCategoryHead(nn.Module):
@@ -92,6 +97,11 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     """
     batch = torch.export.Dim("batch", min=1)
     names = list(graph.inputs)
+    lengths = {name: torch.export.Dim(name, min=1) for axes in graph.dynamic_axes.values() for name in axes.values()}
+    shapes = tuple(
+        {0: batch} | {axis: lengths[length] for axis, length in graph.dynamic_axes.get(name, {}).items()}
+        for name in names
+    )
     # The exporter narrates every step at level INFO and warns about its own internals.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -103,7 +113,7 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
                 dynamo=True,
                 input_names=names,
                 output_names=list(graph.outputs),
-                dynamic_shapes=tuple({0: batch} for _ in names),
+                dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
             )
