@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer
 
 from .colour_bundle import ColourMatcherBundle, ColourMatcherConfig
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, prepare_colour_examples
-from .colour_metrics import ColourReport
 from .colour_tasks import (
     ColourContrastiveTask,
     ColourEvaluator,
@@ -233,6 +232,14 @@ def sample_products(feed: Feed, examples: ColourExamples, groups: Sequence[Colou
     return [[found[row] for row in group.photos] for group in groups]
 
 
-def report_line(report: ColourReport) -> str:
-    """A report on one line, for terminals."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in report.flat().items())
+def report_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The metrics of a bundle, a line a stage and kind of product."""
+    yield f"{'share of photos / of whole products right':44} {'arg-max':17} {'one-to-one':17}"
+    for stage, reports in metrics.items():
+        if isinstance(reports, dict):
+            served = " (served)" if stage == metrics["served"] else ""
+            for kind, report in reports.items():
+                figures = [
+                    f"{report[d]['images']:.4f} / {report[d]['products']:.4f}" for d in ("arg_max", "one_to_one")
+                ]
+                yield f"{stage + served:16} {kind:27} {figures[0]:17} {figures[1]:17} ({report['products']} products)"
