@@ -210,7 +210,7 @@ class ColourEvaluator:
     def report(self, model: ColourMatcher) -> ColourReport:
         """How well a matcher in evaluation mode does."""
         device = model.image_tower.position.device
-        image_embeds = embed_photos(model.image_tower, self.examples, self.batch["photos"].numpy())
+        image_embeds = self._embed(model.image_tower)
         batch = {name: tensor.to(device) for name, tensor in self.batch.items()}
         lengths = (batch["cu_images"], batch["cu_labels"])
         with torch.no_grad():
@@ -220,13 +220,17 @@ class ColourEvaluator:
 
     def cosine_report(self, model: ColourTowers) -> ColourReport:
         """How well two towers do by cosine alone, each photo for itself."""
-        image_embeds = embed_photos(model.image_tower, self.examples, self.batch["photos"].numpy())
+        image_embeds = self._embed(model.image_tower)
         with torch.no_grad():
             label_embeds = model.label_tower(self.batch["input_ids"], self.batch["attention_mask"])
             cosines = model.scale * image_embeds @ label_embeds[self.batch["label_index"]].T
         images, labels = self.batch["cu_images"].tolist(), self.batch["cu_labels"].tolist()
         parts = zip(pairwise(images), pairwise(labels), strict=True)
         return self._report([cosines[slice(*rows), slice(*columns)].softmax(1) for rows, columns in parts])
+
+    def _embed(self, tower: nn.Module) -> Tensor:
+        rows, place = np.unique(self.batch["photos"].numpy(), return_inverse=True)  # products share photos
+        return embed_photos(tower, self.examples, rows)[place]
 
     def _report(self, probabilities: Sequence[Tensor]) -> ColourReport:
         truths = (np.array(group.answers) for group in self.groups)
