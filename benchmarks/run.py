@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("benchmarks.kernels.label_kl",),
-    "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
+    "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes", "benchmarks.quality.colours"),
 }
 """Suite -> modules with a function main(quick, output)."""
 

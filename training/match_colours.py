@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,15 @@ class ColourSettings(BaseModel):
         return ColourSettings.model_validate(values)
 
 
+@dataclass(frozen=True)
+class ColourMaterial:
+    """What the stages share: the photos, the tokenizer of labels, and the measuring of validation products."""
+
+    examples: ColourExamples
+    tokenizer: Tokenizer
+    validation: ColourEvaluator
+
+
 def train_colour_matcher(
     feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator, *, clean: Clean = clean_labels
 ) -> ColourMatcherBundle:
@@ -111,42 +120,25 @@ def train_colour_matcher(
     Raises:
         catalogue.feed.FeedError: the feed is broken, or has no products in several colours.
     """
-    with accelerator.main_process_first():
-        examples = prepare_colour_examples(feed, settings.image_height, settings.image_width, folder / "photos")
-    held_out = {split: ColourGroups(examples.variants, split) for split in ("val", "test")}
-    for split, groups in held_out.items():
-        if not len(groups):
-            raise FeedError(
-                f"{feed.path} has no product in two colours in split {split!r}: see catalogue.colour_groups"
-            )
-    tokenizer = label_tokenizer(examples.colours(), settings, clean)
-    towers = colour_towers(settings, tokenizer)
-    validation = ColourEvaluator(examples, list(held_out["val"].evaluation()), tokenizer, clean)
-
-    pairs = ColourPairs(examples, tokenizer, settings.noise, clean)
-    fit(ColourContrastiveTask(towers, pairs, validation), settings.contrastive, folder, accelerator)
-
+    towers, material = train_towers(feed, settings, folder, accelerator, clean=clean)
+    examples, tokenizer = material.examples, material.tokenizer
     torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
     matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
     products = ColourProducts(examples, tokenizer, settings.noise, clean)
     scale = towers.scale.detach()
-    joint = ColourJointTask(matcher, scale, products, validation, settings.contrastive_weight)
+    joint = ColourJointTask(matcher, scale, products, material.validation, settings.contrastive_weight)
     scores = {"joint": fit(joint, settings.joint, folder, accelerator)}
     candidates = {"joint": matcher}
     if settings.frozen.epochs:
         tuned = copy.deepcopy(matcher)
-        rows = examples.rows("train")
-        views = torch.stack(
-            [embed_photos(tuned.image_tower, examples, rows, seed=view) for view in range(settings.views)]
-        )
-        place = np.zeros(len(examples.variants), int)
-        place[rows] = np.arange(len(rows))
-        frozen = ColourFrozenTask(tuned, FrozenProducts(products, views, place), validation)
+        embedded = frozen_products(tuned.image_tower, products, settings.views)
+        frozen = ColourFrozenTask(tuned, embedded, material.validation)
         scores["frozen"] = fit(frozen, settings.frozen, folder, accelerator)
         candidates["frozen"] = tuned
 
     served = max(candidates, key=lambda name: np.mean(list(scores[name].values())))
-    evaluators = test_evaluators(examples, held_out["test"], tokenizer, clean)
+    test = ColourGroups(examples.variants, "test")
+    evaluators = test_evaluators(examples, test, tokenizer, clean)
     metrics: dict[str, Any] = {"served": served}
     for name, candidate in candidates.items():
         metrics[name] = {kind: asdict(evaluator.report(candidate.eval())) for kind, evaluator in evaluators.items()}
@@ -163,8 +155,41 @@ def train_colour_matcher(
         },
         metrics=metrics,
     )
-    samples = sample_products(feed, examples, list(held_out["test"].evaluation())[:SAMPLES])
+    samples = sample_products(feed, examples, list(test.evaluation())[:SAMPLES])
     return ColourMatcherBundle(config, candidates[served].cpu(), tokenizer, samples)
+
+
+def train_towers(
+    feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator, *, clean: Clean = clean_labels
+) -> tuple[ColourTowers, ColourMaterial]:
+    """Prepares a feed and trains both towers contrastively on it: the first part of the recipe.
+
+    Arguments and errors as in `train_colour_matcher`.
+    """
+    with accelerator.main_process_first():
+        examples = prepare_colour_examples(feed, settings.image_height, settings.image_width, folder / "photos")
+    for split in ("val", "test"):
+        if not len(ColourGroups(examples.variants, split)):
+            raise FeedError(
+                f"{feed.path} has no product in two colours in split {split!r}: see catalogue.colour_groups"
+            )
+    tokenizer = label_tokenizer(examples.colours(), settings, clean)
+    validation = ColourGroups(examples.variants, "val").evaluation()
+    material = ColourMaterial(examples, tokenizer, ColourEvaluator(examples, list(validation), tokenizer, clean))
+    towers = colour_towers(settings, tokenizer)
+    pairs = ColourPairs(examples, tokenizer, settings.noise, clean)
+    fit(ColourContrastiveTask(towers, pairs, material.validation), settings.contrastive, folder, accelerator)
+    return towers, material
+
+
+def frozen_products(tower: ColourTower, products: ColourProducts, views: int) -> FrozenProducts:
+    """Products with their photos as embeddings of a fixed tower, in so many augmented views of each training photo."""
+    examples = products.examples
+    rows = examples.rows("train")
+    embeddings = torch.stack([embed_photos(tower, examples, rows, seed=view) for view in range(views)])
+    place = np.zeros(len(examples.variants), int)
+    place[rows] = np.arange(len(rows))
+    return FrozenProducts(products, embeddings, place)
 
 
 def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Clean) -> Tokenizer:
