@@ -170,15 +170,15 @@ class ShelfwiseClient:
         response = self._transport.call(self._transport.stub.ModelInfer, request, deadline)
         return colours.parse(response, len(images), labels, one_to_one=one_to_one)
 
-    def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server says that its `categorize` model is ready; False when it does not answer in time.
+    def is_ready(self, model: str = MODEL, *, timeout: float | None = None) -> bool:
+        """Whether the server says that a model, "categorize" or "match_colours", is ready; False without an answer.
 
         Asks once, without retries.
 
         Raises:
             AccessDenied: the server is there but wants a header or certificate.
         """
-        request = service_pb2.ModelReadyRequest(name=MODEL)
+        request = service_pb2.ModelReadyRequest(name=model)
         try:
             answer = self._transport.call(
                 self._transport.stub.ModelReady, request, self._deadline(timeout), retry=False
@@ -187,17 +187,17 @@ class ShelfwiseClient:
             return False
         return bool(answer.ready)
 
-    def server_metadata(self, *, timeout: float | None = None) -> ServerMetadata:
-        """Name and version of the server, and the versions of `categorize` that it serves.
+    def server_metadata(self, model: str = MODEL, *, timeout: float | None = None) -> ServerMetadata:
+        """Name and version of the server, and the versions of a model that it serves.
 
         Raises:
-            ModelNotFound: the server does not serve `categorize`.
+            ModelNotFound: the server does not serve the model.
             ShelfwiseError: as in `categorize`.
         """
         deadline = self._deadline(timeout)
         stub = self._transport.stub
         server = self._transport.call(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline)
-        model = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=MODEL), deadline)
+        model = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), deadline)
         return ServerMetadata(server.name, server.version, tuple(model.versions))
 
     def _deadline(self, timeout: float | None) -> Deadline:

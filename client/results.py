@@ -72,7 +72,7 @@ class ColourMatch:
 
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
-    """Who answers: the server's name and version, and the versions of the `categorize` model it serves."""
+    """Who answers: the server's name and version, and the versions of the model that was asked about."""
 
     name: str
     version: str
