@@ -197,8 +197,8 @@ class ShelfwiseClient:
         deadline = self._deadline(timeout)
         stub = self._transport.stub
         server = self._transport.call(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline)
-        model = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), deadline)
-        return ServerMetadata(server.name, server.version, tuple(model.versions))
+        served = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), deadline)
+        return ServerMetadata(server.name, server.version, tuple(served.versions))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else timeout)
