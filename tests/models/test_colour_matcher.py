@@ -177,7 +177,7 @@ def test_character_tokenizer_knows_every_character() -> None:
     assert tokenizer.encode("青").tokens[:2] == ["[CLS]", "青"]
     unseen = tokenizer.encode("é").tokens
     assert unseen[1:3] == ["<0xC3>", "<0xA9>"]
-    assert tokenizer.decode(tokenizer.encode("藏é").ids) == "藏é"
+    assert tokenizer.decode(tokenizer.encode("藏é").ids[1:4]) == "藏é"
     ids, mask = encode(tokenizer, ["", "x" * 50])
     assert mask.sum(1).tolist() == [1, 12]
     assert ids.dtype == np.int64
