@@ -14,7 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("benchmarks.kernels.label_kl",),
-    "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes", "benchmarks.quality.colours"),
+    "quality": (
+        "benchmarks.quality.labels",
+        "benchmarks.quality.neighbours",
+        "benchmarks.quality.shapes",
+        "benchmarks.quality.colours",
+    ),
 }
 """Suite -> modules with a function main(quick, output)."""
 
