@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("benchmarks.kernels.label_kl",),
+    "serving": ("benchmarks.serving.colours",),
     "quality": (
         "benchmarks.quality.labels",
         "benchmarks.quality.neighbours",
