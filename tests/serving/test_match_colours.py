@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
+import shelfwise
+from catalogue.colour_sheet import WIDTH
 from catalogue.product import Product
 from client import ColourMatch, InvalidInput, ShelfwiseClient, ShelfwiseError
 from export.match_colours import ServedColourMatcher, real_inputs
@@ -180,6 +184,28 @@ def test_a_photo_that_cannot_be_decoded_fails_its_own_request_by_its_place(
         else:
             assert isinstance(answer, tuple), answer
             np.testing.assert_allclose(probabilities(answer), expected, atol=1e-5)
+
+
+def test_command_prints_a_label_for_every_photo_and_draws_them(
+    colour_server: TritonServer, bundle: ColourMatcherBundle, tmp_path: Path
+) -> None:
+    products = list(bundle.samples[0])
+    files = [tmp_path / f"{number}.jpg" for number in range(len(products))]
+    for file, product in zip(files, products, strict=True):
+        file.write_bytes(product.images[0])
+    names = labels(products)
+    command = ["match-colours", *map(str, files), "--labels", ", ".join(names), "--one-to-one"]
+    command += ["--picture", str(tmp_path / "sheet.png"), "--url", colour_server.url]
+    result = CliRunner().invoke(shelfwise.app, command)
+    assert result.exit_code == 0, result.output
+    printed = result.output.splitlines()
+    assert len(printed) == len(files)
+    assert sorted(line.split()[1] for line in printed) == sorted(name.split()[0] for name in names)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == WIDTH * len(files)
+    refused = CliRunner().invoke(shelfwise.app, [*command[:2], "--labels", "red", "--url", "127.0.0.1:1"])
+    assert refused.exit_code == 1
+    assert "error: " in refused.output
 
 
 def test_readiness_asks_about_real_products(colour_server: TritonServer, colour_repository: Path) -> None:
