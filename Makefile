@@ -5,7 +5,7 @@ BIN    := .venv/bin
 # make demo DATA=path/to/feed.parquet   trains and serves your own feed instead of the drawn sample
 # make demo SYSTEMS="categorize"        picks the systems; the default is all that exist
 DATA    ?=
-SYSTEMS ?= categorize
+SYSTEMS ?= categorize match-colours
 RUNS    ?= runs
 FEED    := $(if $(DATA),$(DATA),$(RUNS)/sample.parquet)
 NAME    := $(basename $(notdir $(FEED)))
@@ -33,6 +33,12 @@ demo-categorize: install $(FEED)
 	$(BIN)/shelfwise export $(RUNS)/$(NAME)/categorize/bundle --repository $(RUNS)/$(NAME)/model_repository
 	$(BIN)/python -m benchmarks.demo $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
 		--bundle $(RUNS)/$(NAME)/categorize/bundle --output $(RUNS)/$(NAME)/demo
+
+demo-match-colours: install $(FEED)
+	$(BIN)/shelfwise train match-colours $(FEED) --run $(RUNS)/$(NAME)/match-colours
+	$(BIN)/shelfwise export $(RUNS)/$(NAME)/match-colours/bundle --repository $(RUNS)/$(NAME)/model_repository
+	$(BIN)/python -m benchmarks.demo_colours $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
+		--bundle $(RUNS)/$(NAME)/match-colours/bundle --output $(RUNS)/$(NAME)/demo
 
 $(RUNS)/sample.parquet: | install
 	$(BIN)/shelfwise sample $@

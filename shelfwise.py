@@ -1,7 +1,7 @@
 """The command line of Shelfwise: one sub-command a step of the way, and no logic of its own.
 
     shelfwise sample PATH                     draw a catalogue to try everything on
-    shelfwise train categorize FEED --run DIR train, resume, and write DIR/bundle
+    shelfwise train categorize FEED --run DIR train, resume, and write DIR/bundle; match-colours likewise
     shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
     shelfwise repository check                do configurations and files fit, can the plans run here
     shelfwise repository roll-out             a running server takes the newest version without a failed request
@@ -9,6 +9,7 @@
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
     shelfwise categorize IMAGE --title …      ask a running server
+    shelfwise match-colours IMAGES… --labels …
 
 Imports are inside the commands: asking a server needs no torch, and --help answers at once.
 """
@@ -71,6 +72,21 @@ def sample(
     typer.echo(f"{path}: {summary.products} products")
 
 
+@app.command("sample-colours")
+def sample_colours(
+    path: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    products: Annotated[
+        int, typer.Option(min=1, help="How many products to draw, in two to eight colours each.")
+    ] = 1500,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same products.")] = 0,
+) -> None:
+    """Draw products in several colours, labelled in Chinese or in English."""
+    from catalogue.colour_sample import generate_colour_sample
+
+    summary = generate_colour_sample(path, products, seed)
+    typer.echo(f"{path}: {summary.products} rows")
+
+
 @train_app.command("categorize")
 def train_categorize(
     feed: Annotated[Path, typer.Argument(help="Product feed, .parquet or .csv.")],
@@ -79,9 +95,15 @@ def train_categorize(
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Target distribution: one_hot, curriculum, …")] = None,
-    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term.")] = None,
-    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for label neighbours.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Label representation: curriculum (default), one_hot, uniform, neighbour_uniform, neighbour_semantic, "
+            "binary_codes."
+        ),
+    ] = None,
+    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term; 0 is focal loss alone.")] = None,
+    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for category names.")] = None,
     image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the image encoder.")] = None,
     text_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the text encoder.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning; 0: frozen encoders.")] = None,
@@ -114,6 +136,40 @@ def train_categorize(
         fail(error)
 
 
+@train_app.command("match-colours")
+def train_match_colours(
+    feed: Annotated[Path, typer.Argument(help="Product feed with base colours, .parquet or .csv.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
+    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. base_colour=shade; repeatable.")] = None,
+    on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+    settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
+    image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face ResNet folder for photos.")] = None,
+    label_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face BERT folder for labels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of training everything together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+) -> None:
+    """Train a matcher of photos and colour labels and write its bundle to RUN/bundle."""
+    from catalogue.feed import FeedError
+    from training.colour_bundle import save_colour_bundle
+    from training.match_colours import ColourSettings, report_lines, train_colour_matcher
+    from training.train import make_accelerator
+
+    try:
+        recipe = ColourSettings.model_validate_json(settings.read_text() if settings else "{}").overridden(
+            image_checkpoint=image_checkpoint, label_checkpoint=label_checkpoint, epochs=epochs, seed=seed
+        )
+        accelerator = make_accelerator()
+        bundle = train_colour_matcher(_open(feed, preset, column, on_error), recipe, run, accelerator)
+        if accelerator.is_main_process:
+            save_colour_bundle(run / "bundle", bundle)
+            for line in report_lines(bundle.config.metrics):
+                typer.echo(line)
+            typer.echo(f"{run / 'bundle'} written")
+    except (FeedError, ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+
+
 @app.command()
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, from `shelfwise train`.")],
@@ -131,7 +187,7 @@ def export(
     feed: Annotated[Path | None, typer.Option(help="Feed to calibrate int8 and fp8 on; else the bundle's few.")] = None,
 ) -> None:
     """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
-    from export.categorize import export_categorizer
+    from export.bundles import export_bundle
     from export.onnx_graphs import ExportError
     from export.parity import ParityError
     from export.precision import Precision, Runtime
@@ -144,7 +200,7 @@ def export(
             Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
         )
         calibration = _open(feed, None, None, "skip") if feed else None
-        report = export_categorizer(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
+        report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
     except (BundleError, ExportError, ParityError, RepositoryError, ValueError, OSError) as error:
         fail(error)
     for model, outputs in report.parity.items():
@@ -312,10 +368,41 @@ def categorize(
     typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
 
 
+@app.command("match-colours")
+def match_colours(
+    images: Annotated[list[Path], typer.Argument(help="Photos of one product.")],
+    labels: Annotated[str, typer.Option(help="Its colour labels, separated by commas, at least as many as photos.")],
+    one_to_one: Annotated[bool, typer.Option("--one-to-one", help="Give no label twice.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw photos and labels to this PNG.")] = None,
+    url: UrlOption = "127.0.0.1:8001",
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server which colour label belongs to which photo."""
+    from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
+    from client import TLS, ShelfwiseClient, ShelfwiseError
+
+    texts = [label.strip() for label in labels.split(",")]
+    try:
+        tls = TLS(ca) if ca else None
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
+            matches = client.match_colours(images, texts, one_to_one=one_to_one)
+        if picture is not None:
+            photos = zip(images, matches, strict=True)
+            draw_colour_sheet(
+                [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture
+            )
+    except (ShelfwiseError, ValueError, OSError) as error:
+        fail(error)
+    for image, match in zip(images, matches, strict=True):
+        typer.echo(f"{match.probability:7.4f}  {match.label}  {image}")
+
+
 @labels_app.command("show")
 def labels_show(
     category: Annotated[str, typer.Argument(help="A category, by its full path or its last name.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/demo/categorize/bundle"),
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/sample/categorize/bundle"),
 ) -> None:
     """Print the nearest labels of a category, with their similarity and their share of its soft label."""
     from training.bundle import BundleError, load_bundle

@@ -13,9 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
+    "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher"),
+    "serving": ("benchmarks.serving.colours",),
     "export": ("benchmarks.export.categorize",),
-    "kernels": ("benchmarks.kernels.label_kl",),
-    "quality": ("benchmarks.quality.labels", "benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
+    "quality": (
+        "benchmarks.quality.labels",
+        "benchmarks.quality.neighbours",
+        "benchmarks.quality.shapes",
+        "benchmarks.quality.colours",
+    ),
 }
 """Suite -> modules with a function main(quick, output)."""
 

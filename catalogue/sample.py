@@ -260,7 +260,7 @@ def _family(key: str, path: tuple[str, str, str], colours: int, seed: int, camer
     accents = [ACCENTS[place] for place in _brand_accents(brand)]
     untitled = colours == 1 and chance.random() < NO_TITLE
     for colour in chance.sample(list(COLOURS), colours):
-        main = _shifted(COLOURS[colour], chance, 9)
+        main = shifted(COLOURS[colour], chance, 9)
         accent = max(accents, key=lambda candidate: (_distance(candidate, main) > 90, -accents.index(candidate)))
         title = "" if untitled else " ".join(word.replace("{colour}", colour) for word in words)
         views = 0 if title and chance.random() < NO_IMAGE else chance.choices((1, 2, 3), (60, 28, 12))[0]
@@ -401,7 +401,8 @@ def _brand_accents(brand: str) -> tuple[int, int]:
     return first, (first + 4) % len(ACCENTS)
 
 
-def _shifted(colour: Colour, chance: random.Random, most: int) -> Colour:
+def shifted(colour: Colour, chance: random.Random, most: int) -> Colour:
+    """A colour with each channel moved at random by up to `most`."""
     red, green, blue = (min(255, max(0, value + chance.randint(-most, most))) for value in colour)
     return red, green, blue
 

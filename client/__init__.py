@@ -17,7 +17,7 @@ from .errors import (
     ShelfwiseError,
 )
 from .images import MAX_IMAGE_BYTES, Image, encode_image
-from .results import Categorization, Category, Item, ServerMetadata
+from .results import Categorization, Category, ColourMatch, Item, ServerMetadata
 from .transport import TLS
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "AccessDenied",
     "Categorization",
     "Category",
+    "ColourMatch",
     "DeadlineExceeded",
     "Image",
     "InvalidInput",

@@ -1,4 +1,4 @@
-"""`ShelfwiseClient`: the ensemble `categorize` as a Python call, one item or a stream of them.
+"""`ShelfwiseClient`: the ensembles as Python calls, `categorize` also for a stream of items.
 
 The work per call is one protobuf message each way and a handful of small objects; everything slow is the server's.
 A stream keeps several requests in flight, gives answers in the order of its items, and turns the failure of a batch
@@ -8,7 +8,6 @@ into the failure of the rows that caused it, by asking about its rows one by one
 from __future__ import annotations
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +15,9 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from tritonclient.grpc import InferResult, service_pb2
 
+from . import colours
 from .errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -28,7 +27,8 @@ from .errors import (
     ShelfwiseError,
 )
 from .images import Image, encode_image
-from .results import PATH_SEPARATOR, Categorization, Category, Item, ServerMetadata
+from .results import PATH_SEPARATOR, Categorization, Category, ColourMatch, Item, ServerMetadata
+from .tensors import bytes_tensor, output
 from .transport import TLS, Cancellation, Deadline, Transport, checked_timeout
 
 logger = logging.getLogger(__name__)
@@ -141,15 +141,45 @@ class ShelfwiseClient:
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         return self._stream(iter(items), k, seconds, batch_size, in_flight)
 
-    def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server says that its `categorize` model is ready; False when it does not answer in time.
+    def match_colours(
+        self,
+        images: Sequence[Image],
+        labels: Sequence[str],
+        *,
+        one_to_one: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[ColourMatch, ...]:
+        """The colour label of every photo of one product.
+
+        Args:
+            images: [n] photos, 1 ≤ n ≤ 128, each as in `categorize`.
+            labels: [m] labels as the seller writes them, in any language, n ≤ m ≤ 256.
+            one_to_one: no label is given twice: the assignment that is most probable as a whole. Else each photo gets
+                its own most probable label.
+            timeout: seconds for the whole call; None takes the client's.
+
+        Returns:
+            [n] matches, in the order of the photos.
+
+        Raises:
+            InvalidInput: no image, fewer labels than images, too many of either, or an image or label that cannot be
+                read; the message names its place.
+            ShelfwiseError: see its subclasses for the faults of server and network.
+        """
+        deadline = self._deadline(timeout)
+        request = colours.request(images, labels)
+        response = self._transport.call(self._transport.stub.ModelInfer, request, deadline)
+        return colours.parse(response, len(images), labels, one_to_one=one_to_one)
+
+    def is_ready(self, model: str = MODEL, *, timeout: float | None = None) -> bool:
+        """Whether the server says that a model, "categorize" or "match_colours", is ready; False without an answer.
 
         Asks once, without retries.
 
         Raises:
             AccessDenied: the server is there but wants a header or certificate.
         """
-        request = service_pb2.ModelReadyRequest(name=MODEL)
+        request = service_pb2.ModelReadyRequest(name=model)
         try:
             answer = self._transport.call(
                 self._transport.stub.ModelReady, request, self._deadline(timeout), retry=False
@@ -158,18 +188,18 @@ class ShelfwiseClient:
             return False
         return bool(answer.ready)
 
-    def server_metadata(self, *, timeout: float | None = None) -> ServerMetadata:
-        """Name and version of the server, and the versions of `categorize` that it serves.
+    def server_metadata(self, model: str = MODEL, *, timeout: float | None = None) -> ServerMetadata:
+        """Name and version of the server, and the versions of a model that it serves.
 
         Raises:
-            ModelNotFound: the server does not serve `categorize`.
+            ModelNotFound: the server does not serve the model.
             ShelfwiseError: as in `categorize`.
         """
         deadline = self._deadline(timeout)
         stub = self._transport.stub
         server = self._transport.call(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline)
-        model = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=MODEL), deadline)
-        return ServerMetadata(server.name, server.version, tuple(model.versions))
+        served = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), deadline)
+        return ServerMetadata(server.name, server.version, tuple(served.versions))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else timeout)
@@ -261,7 +291,7 @@ def _encode(item: Item) -> _Row:
 
 def _request(rows: Sequence[_Row]) -> service_pb2.ModelInferRequest:
     tensor = service_pb2.ModelInferRequest.InferInputTensor
-    output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
+    requested = service_pb2.ModelInferRequest.InferRequestedOutputTensor
     shape = (len(rows), 1)
     return service_pb2.ModelInferRequest(
         model_name=MODEL,
@@ -269,14 +299,9 @@ def _request(rows: Sequence[_Row]) -> service_pb2.ModelInferRequest:
             tensor(name="image", datatype="BYTES", shape=shape),
             tensor(name="title", datatype="BYTES", shape=shape),
         ],
-        outputs=[output(name=name) for name in OUTPUTS],  # else the server sends all categories' probabilities, too
-        raw_input_contents=[_bytes_tensor(image for image, _ in rows), _bytes_tensor(title for _, title in rows)],
+        outputs=[requested(name=name) for name in OUTPUTS],  # else the server sends all categories' probabilities, too
+        raw_input_contents=[bytes_tensor(image for image, _ in rows), bytes_tensor(title for _, title in rows)],
     )
-
-
-def _bytes_tensor(elements: Iterable[bytes]) -> bytes:
-    """Triton's wire form of a BYTES tensor: every element after its length as a little-endian uint32."""
-    return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
 
 
 def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: int) -> list[Categorization]:
@@ -287,7 +312,7 @@ def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: in
         ServerError: an output is missing or has another number of rows: this is no Shelfwise server.
     """
     result = InferResult(response)
-    labels, ids, probabilities, neighbour_kl = (_output(result, name, len(rows)) for name in OUTPUTS)
+    labels, ids, probabilities, neighbour_kl = (output(result, MODEL, name, (len(rows), None)) for name in OUTPUTS)
     if k > labels.shape[1]:
         raise InvalidInput(f"k is {k}, but this server returns {labels.shape[1]} categories")
     answers = []
@@ -300,11 +325,3 @@ def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: in
             categories.append(Category(text, tuple(text.split(PATH_SEPARATOR)), number, probability))
         answers.append(Categorization(tuple(categories), float(neighbour_kl[row, 0])))
     return answers
-
-
-def _output(result: InferResult, name: str, rows: int) -> np.ndarray:
-    tensor = result.as_numpy(name)
-    if tensor is None or tensor.ndim != 2 or len(tensor) != rows:
-        found = "no such output" if tensor is None else f"shape {list(tensor.shape)}"
-        raise ServerError(f"the answer of {MODEL!r} should have {name!r} of {rows} rows, but has {found}")
-    return tensor

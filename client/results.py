@@ -54,8 +54,25 @@ class Categorization:
 
 
 @dataclass(frozen=True, slots=True)
+class ColourMatch:
+    """The label of one photo.
+
+    Attributes:
+        label: the label, as it was given.
+        index: its place among the labels.
+        probability: of this label for this photo.
+        probabilities: of all labels for this photo, in their order; they sum to 1.
+    """
+
+    label: str
+    index: int
+    probability: float
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerMetadata:
-    """Who answers: the server's name and version, and the versions of the `categorize` model it serves."""
+    """Who answers: the server's name and version, and the versions of the model that was asked about."""
 
     name: str
     version: str

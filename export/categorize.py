@@ -18,45 +18,17 @@ from catalogue.feed import Feed, FeedError
 from catalogue.images import decode_image
 from catalogue.product import PATH_SEPARATOR, Product
 from models.tokenizer import encode
-from training.bundle import CategorizerBundle, load_bundle
+from training.bundle import CategorizerBundle
 
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, ServedCategoryHead
-from .repository import SOURCE
-from .system import ExportReport, ExportTarget, ServedSystem, export_system
+from .system import ServedSystem
 
 ENSEMBLE = "categorize"
 CALIBRATION_PRODUCTS = 256
 
 
-def export_categorizer(
-    bundle_folder: Path,
-    repository: Path = SOURCE,
-    *,
-    target: ExportTarget | None = None,
-    feed: Feed | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> ExportReport:
-    """Exports a bundle as the next version of `categorize`.
-
-    Args:
-        bundle_folder: from `shelfwise train categorize`.
-        repository: the model repository to publish to; created when missing.
-        target: what will run it and in which precision; float32 for ONNX Runtime when None.
-        feed: products to calibrate int8 and fp8 on, of the training split; the few in the bundle when None.
-        progress: told what is being done.
-
-    Raises:
-        training.bundle.BundleError: the bundle cannot be used.
-        export.onnx_graphs.ExportError: a graph cannot be exported, or not for that target.
-        export.parity.ParityError: a graph answers differently; nothing is published and the old version stays.
-        catalogue.feed.FeedError: the feed is broken, or has no product to calibrate on.
-    """
-    bundle = load_bundle(bundle_folder)
-    return export_system(categorizer_system(bundle, bundle_folder, feed), repository, target, progress=progress)
-
-
 def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Feed | None = None) -> ServedSystem:
-    """What there is to export of a categorizer; arguments and errors as in `export_categorizer`."""
+    """What there is to export of a categorizer; arguments and errors as in `export.bundles.export_bundle`."""
     inputs = real_inputs(bundle, bundle.samples)
     return ServedSystem(
         ensemble=ENSEMBLE,

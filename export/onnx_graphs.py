@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -39,6 +39,8 @@ class GraphSpec:
 
     `float32_only` is for a model that decides between close figures, or is too small to gain: it stays an ONNX file in
     float32 whatever the target and the precision.
+    `dynamic_axes` names further axes of inputs that vary from request to request, {input: {axis: name}}; axes of one
+    name are equally long. Their example lengths are two or more, different for different names.
     """
 
     name: str
@@ -46,6 +48,7 @@ class GraphSpec:
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     float32_only: bool = False
+    dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 class ServedCategoryHead(nn.Module):
@@ -101,6 +104,11 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     """
     batch = torch.export.Dim("batch", min=1)
     names = list(graph.inputs)
+    lengths = {name: torch.export.Dim(name, min=1) for axes in graph.dynamic_axes.values() for name in axes.values()}
+    shapes = tuple(
+        {0: batch} | {axis: lengths[length] for axis, length in graph.dynamic_axes.get(name, {}).items()}
+        for name in names
+    )
     # The exporter narrates every step at level INFO and warns about its own internals.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -112,7 +120,7 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
                 dynamo=True,
                 input_names=names,
                 output_names=list(graph.outputs),
-                dynamic_shapes=tuple({0: batch} for _ in names),
+                dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
             )

@@ -38,14 +38,17 @@ class ImageEncoderConfig(BaseModel):
 
 
 class TextEncoderConfig(BaseModel):
-    """What is needed to rebuild a text encoder. `pooling`: mean over attended tokens, or the backbone's own pooler."""
+    """What is needed to rebuild a text encoder.
+
+    `pooling`: mean over attended tokens, the backbone's own pooler, or the last step of a GRU over the tokens.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     backbone: dict[str, Any]
     projection_dim: PositiveInt
     max_length: PositiveInt
-    pooling: Literal["mean", "pooler"] = "mean"
+    pooling: Literal["mean", "pooler", "gru"] = "mean"
 
 
 class ImageEncoder(nn.Module):
@@ -62,7 +65,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageEncoderConfig, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbone if backbone is not None else _backbone_from_config(config.backbone)
+        self.backbone = backbone if backbone is not None else backbone_from_config(config.backbone)
         self.projection = nn.Linear(_output_width(config.backbone), config.projection_dim, bias=False)
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255.0, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255.0, persistent=False)
@@ -86,16 +89,23 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbone if backbone is not None else _backbone_from_config(config.backbone)
-        if config.pooling == "mean" and getattr(self.backbone, "pooler", None) is not None:
+        self.backbone = backbone if backbone is not None else backbone_from_config(config.backbone)
+        if config.pooling != "pooler" and getattr(self.backbone, "pooler", None) is not None:
             self.backbone.register_module("pooler", None)  # BERT's; it would be carried along for nothing
-        self.projection = nn.Linear(_output_width(config.backbone), config.projection_dim, bias=False)
+        width = _output_width(config.backbone)
+        if config.pooling == "gru":
+            self.gru = nn.GRU(width, width, batch_first=True)
+        self.projection = nn.Linear(width, config.projection_dim, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, L] int64, [B, L] int64 -> [B, D] float32, unit length. Every row must attend to at least one token."""
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         if self.config.pooling == "pooler":
             pooled = output.pooler_output
+        elif self.config.pooling == "gru":
+            steps, _ = self.gru(output.last_hidden_state)
+            last = attention_mask.sum(1) - 1  # padding lies behind the text
+            pooled = steps[torch.arange(len(steps), device=steps.device), last]
         else:
             mask = attention_mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
             pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
@@ -121,30 +131,33 @@ def small_image_encoder(height: int, width: int, projection_dim: int) -> ImageEn
     backbone = ResNetConfig(embedding_size=32, hidden_sizes=[64, 96, 128, 256], depths=[1, 1, 1, 1], layer_type="basic")
     return ImageEncoder(
         ImageEncoderConfig(
-            backbone=_plain(backbone.to_dict()), projection_dim=projection_dim, height=height, width=width
+            backbone=plain_config(backbone.to_dict()), projection_dim=projection_dim, height=height, width=width
         )
     )
 
 
-def small_text_encoder(vocab_size: int, max_length: int, projection_dim: int) -> TextEncoder:
-    """A two-layer BERT (Devlin et al., 2019) for titles.
+def small_text_encoder(vocab_size: int, max_length: int, projection_dim: int, *, hidden_size: int = 192) -> TextEncoder:
+    """A two-layer BERT (Devlin et al., 2019) for titles and labels.
 
     Args:
         vocab_size: size of the tokenizer's vocabulary.
-        max_length: tokens a title is padded or cut to.
+        max_length: tokens a text is padded or cut to.
         projection_dim: width D of the embeddings.
+        hidden_size: width of the layers, a multiple of 4.
     """
     backbone = BertConfig(
         vocab_size=vocab_size,
-        hidden_size=192,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=384,
+        intermediate_size=2 * hidden_size,
         max_position_embeddings=max_length,
         pad_token_id=0,
     )
     return TextEncoder(
-        TextEncoderConfig(backbone=_plain(backbone.to_dict()), projection_dim=projection_dim, max_length=max_length)
+        TextEncoderConfig(
+            backbone=plain_config(backbone.to_dict()), projection_dim=projection_dim, max_length=max_length
+        )
     )
 
 
@@ -158,7 +171,7 @@ def image_encoder_from_checkpoint(folder: Path, projection_dim: int) -> ImageEnc
     Raises:
         FileNotFoundError: `folder` has no config.json.
     """
-    _require_config(folder)
+    require_checkpoint(folder)
     config = AutoConfig.from_pretrained(folder)
     image_size = getattr(getattr(config, "vision_config", config), "image_size", 224)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -170,7 +183,7 @@ def image_encoder_from_checkpoint(folder: Path, projection_dim: int) -> ImageEnc
         clip = CLIPModel.from_pretrained(folder, use_safetensors=True)
         encoder = ImageEncoder(
             ImageEncoderConfig(
-                backbone=_plain(clip.vision_model.config.to_dict()),
+                backbone=plain_config(clip.vision_model.config.to_dict()),
                 projection_dim=clip.config.projection_dim,
                 height=height,
                 width=width,
@@ -183,25 +196,32 @@ def image_encoder_from_checkpoint(folder: Path, projection_dim: int) -> ImageEnc
     backbone = AutoModel.from_pretrained(folder, use_safetensors=True)
     return ImageEncoder(
         ImageEncoderConfig(
-            backbone=_plain(config.to_dict()), projection_dim=projection_dim, height=height, width=width, **statistics
+            backbone=plain_config(config.to_dict()),
+            projection_dim=projection_dim,
+            height=height,
+            width=width,
+            **statistics,
         ),
         backbone,
     )
 
 
-def text_encoder_from_checkpoint(folder: Path, projection_dim: int, max_length: int) -> TextEncoder:
+def text_encoder_from_checkpoint(
+    folder: Path, projection_dim: int, max_length: int, *, pooling: Literal["mean", "gru"] = "mean"
+) -> TextEncoder:
     """A text encoder from a Hugging Face checkpoint folder (CLIP, BERT, MiniLM …).
 
     Args:
         folder: holds config.json and safetensors weights.
         projection_dim: width D of a fresh projection; a CLIP checkpoint brings its own and this is ignored.
         max_length: tokens a title is padded or cut to; at most what the checkpoint's positions allow.
+        pooling: of a checkpoint that brings no projection; "gru" starts a GRU from scratch on top.
 
     Raises:
         FileNotFoundError: `folder` has no config.json.
         ValueError: the checkpoint has fewer positions than `max_length`.
     """
-    _require_config(folder)
+    require_checkpoint(folder)
     config = AutoConfig.from_pretrained(folder)
     positions = getattr(getattr(config, "text_config", config), "max_position_embeddings", max_length)
     if max_length > positions:
@@ -210,7 +230,7 @@ def text_encoder_from_checkpoint(folder: Path, projection_dim: int, max_length: 
         clip = CLIPModel.from_pretrained(folder, use_safetensors=True)
         encoder = TextEncoder(
             TextEncoderConfig(
-                backbone=_plain(clip.text_model.config.to_dict()),
+                backbone=plain_config(clip.text_model.config.to_dict()),
                 projection_dim=clip.config.projection_dim,
                 max_length=max_length,
                 pooling="pooler",
@@ -221,12 +241,22 @@ def text_encoder_from_checkpoint(folder: Path, projection_dim: int, max_length: 
         return encoder
     backbone = AutoModel.from_pretrained(folder, use_safetensors=True)
     return TextEncoder(
-        TextEncoderConfig(backbone=_plain(config.to_dict()), projection_dim=projection_dim, max_length=max_length),
+        TextEncoderConfig(
+            backbone=plain_config(config.to_dict()),
+            projection_dim=projection_dim,
+            max_length=max_length,
+            pooling=pooling,
+        ),
         backbone,
     )
 
 
-def _backbone_from_config(config: dict[str, Any]) -> nn.Module:
+def backbone_from_config(config: dict[str, Any]) -> nn.Module:
+    """A Hugging Face backbone of the given architecture with random weights.
+
+    Raises:
+        ValueError: the config does not name its `model_type`.
+    """
     model_type = config.get("model_type")
     if model_type is None:
         raise ValueError("backbone config has no 'model_type'; a Hugging Face config names its architecture there")
@@ -239,11 +269,12 @@ def _output_width(config: dict[str, Any]) -> int:
     return int(config["hidden_sizes"][-1] if "hidden_sizes" in config else config["hidden_size"])
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """A config without what only describes the file it came from, so that equal encoders have equal configs."""
     return {key: value for key, value in config.items() if key not in {"transformers_version", "_name_or_path"}}
 
 
-def _require_config(folder: Path) -> None:
+def require_checkpoint(folder: Path) -> None:
+    """Raises FileNotFoundError when `folder` has no config.json."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no Hugging Face checkpoint folder: config.json is missing")

@@ -1,8 +1,8 @@
-"""Byte-level BPE for titles (Sennrich et al., 2016), trained on the feed or taken from a checkpoint folder.
+"""Byte-level BPE for titles (Sennrich et al., 2016), characters for colour labels, or what a checkpoint folder brings.
 
 One `tokenizer.json` of the `tokenizers` library is the whole tokenizer: training and the served `tokenize` model read
-the same file.  Byte-level: no title has an unknown character.  Every text starts with [CLS], so that even an empty one
-has a token to attend to.
+the same file.  Both fall back to bytes: no text has an unknown character.  Every text starts with [CLS], so that even
+an empty one has a token to attend to.
 """
 
 from __future__ import annotations
@@ -40,6 +40,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    )
+    return tokenizer
+
+
+def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer of single characters, for texts of a few words such as colour labels, in any script.
+
+    Texts are lower-cased and brought to Unicode form NFKC. A character that is not in the vocabulary falls to its UTF-8
+    bytes, so that none is unknown.
+
+    Args:
+        texts: whose characters make the vocabulary.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    characters = sorted({character for text in texts for character in normalizer.normalize_str(text)})
+    entries = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *characters]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="[UNK]", byte_fallback=True))
+    tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]"))]
     )

@@ -14,7 +14,7 @@ import json
 import math
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,10 @@ def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[I
 
 
 def model_configs(repository: Path) -> list[ModelConfig]:
-    """The configurations of a repository's models, sorted by name. Raises ValueError for one that cannot be read."""
+    """The configurations of what a repository serves, sorted by name: all models but `unexported_models`.
+
+    Raises ValueError for one that cannot be read.
+    """
     configs = []
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
@@ -159,7 +162,28 @@ def model_configs(repository: Path) -> list[ModelConfig]:
             raise ValueError(f"{path}: {error}") from None
         config.name = config.name or path.parent.name
         configs.append(config)
-    return configs
+    left_out = unexported_models(repository, configs)
+    return [config for config in configs if config.name not in left_out]
+
+
+def unexported_models(repository: Path, configs: Iterable[ModelConfig]) -> set[str]:
+    """The ensembles of a repository that no bundle was exported to yet, with the steps that only they use.
+
+    A checkout holds the configurations of every system, and one may be served before another is trained. A model was
+    exported when some version of it holds its model file; an ensemble when all of its steps were. One that was released
+    counts as exported whatever is missing now: Triton says what.
+    """
+    steps = {
+        config.name: {step.model_name for step in config.ensemble_scheduling.step}
+        for config in configs
+        if is_ensemble(config)
+    }
+    every = set().union(*steps.values())
+    built = {name for name in every if any((repository / name).glob("[0-9]*/model.*"))}
+    released = {name for name in steps if any((repository / name).glob("[0-9]*/release.json"))}
+    waiting = {ensemble for ensemble, names in steps.items() if names - built and ensemble not in released}
+    used = set().union(*(names for ensemble, names in steps.items() if ensemble not in waiting))
+    return waiting | set().union(*(steps[ensemble] for ensemble in waiting)) - used
 
 
 def is_ensemble(config: ModelConfig) -> bool:

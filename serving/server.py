@@ -296,12 +296,16 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={max(1, round(self.start_timeout))}",
         ]
-        if self.model_control:
-            command += ["--model-control-mode=explicit", "--load-model=*"]
+        served = [config.name for config in readiness.model_configs(repository)]
+        whole = len(served) == len(list(repository.glob("*/config.pbtxt")))
+        if self.model_control or not whole:  # systems that were not exported yet are left out by naming the others
+            command.append("--model-control-mode=explicit")
+            command += [f"--load-model={name}" for name in (["*"] if whole else served)]
         else:
+            command.append("--model-control-mode=none")
+        if not self.model_control:
             key = secrets.token_hex(16)  # known to nobody: there is no header that opens these protocols
             command += [
-                "--model-control-mode=none",
                 f"--grpc-restricted-protocol={CONTROL_PROTOCOLS}:shelfwise-control={key}",
                 f"--http-restricted-api={CONTROL_PROTOCOLS}:shelfwise-control={key}",
             ]

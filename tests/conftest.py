@@ -60,10 +60,10 @@ def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def categorize_repository(categorize_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle exported to a repository of its own."""
-    from export.categorize import export_categorizer
+    from export.bundles import export_bundle
 
     repository = tmp_path_factory.mktemp("served") / "model_repository"
-    export_categorizer(categorize_bundle, repository)
+    export_bundle(categorize_bundle, repository)
     return repository
 
 
@@ -75,4 +75,56 @@ def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.Temp
     log = tmp_path_factory.mktemp("log") / "triton.log"
     server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log)
     with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def colour_feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty drawn products in two to eight colours, half of them labelled in Chinese."""
+    from catalogue.colour_sample import generate_colour_sample
+
+    path = tmp_path_factory.mktemp("feed") / "colours.parquet"
+    generate_colour_sample(path, products=60, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def colour_bundle(colour_feed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A colour matcher trained on the drawn products for a few epochs a stage."""
+    from catalogue.feed import open_feed
+    from training.colour_bundle import save_colour_bundle
+    from training.match_colours import ColourSettings, train_colour_matcher
+    from training.train import TrainConfig, make_accelerator
+
+    run = tmp_path_factory.mktemp("run")
+    settings = ColourSettings(
+        image_height=64,
+        image_width=56,
+        contrastive=TrainConfig(epochs=6, batch_size=32),
+        joint=TrainConfig(epochs=2, batch_size=8, learning_rate=5e-4),
+        frozen=TrainConfig(epochs=1, batch_size=16, learning_rate=5e-4),
+        views=1,
+    )
+    bundle = train_colour_matcher(open_feed(colour_feed), settings, run, make_accelerator())
+    save_colour_bundle(run / "bundle", bundle)
+    return run / "bundle"
+
+
+@pytest.fixture(scope="session")
+def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour matcher exported to a repository of its own."""
+    from export.bundles import export_bundle
+
+    repository = tmp_path_factory.mktemp("served") / "model_repository"
+    export_bundle(colour_bundle, repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def colour_server(colour_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A running Triton on the exported colour matcher, on free ports of localhost."""
+    from serving.server import TritonServer
+
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with TritonServer(colour_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
         yield server

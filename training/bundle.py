@@ -16,12 +16,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import nn
 
 from catalogue.atomic import atomic_folder
 from catalogue.feed import FeedError, open_feed, write_feed
@@ -73,12 +74,20 @@ def build_categorizer(config: CategorizerConfig) -> Categorizer:
     return Categorizer(ImageEncoder(config.image_encoder), TextEncoder(config.text_encoder), CategoryHead(config.head))
 
 
+def system_of(folder: Path) -> str:
+    """Which system a bundle belongs to.
+
+    Raises:
+        BundleError: `folder` is no bundle of this release.
+    """
+    return str(_read_config(folder).get("system"))
+
+
 def save_bundle(folder: Path, bundle: CategorizerBundle) -> None:
     """Writes a bundle to `folder`, replacing the one that is there only when the new one is complete."""
     with atomic_folder(folder) as aside:
         (aside / "config.json").write_text(bundle.config.model_dump_json(indent=2) + "\n")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-        save_file(state, aside / "model.safetensors")
+        save_weights(aside, bundle.model)
         bundle.tokenizer.save(str(aside / "tokenizer.json"))
         (aside / "labels.txt").write_text(
             "".join(f"{PATH_SEPARATOR.join(path)}\n" for path in bundle.taxonomy.paths), encoding="utf-8"
@@ -93,19 +102,10 @@ def load_bundle(folder: Path) -> CategorizerBundle:
     Raises:
         BundleError: a file is missing, corrupt, of a newer format, or does not fit the others.
     """
-    config = _load_config(folder)
-    try:
-        tokenizer = set_length(load_tokenizer(folder), config.text_encoder.max_length)
-    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot parse
-        raise BundleError(f"{folder / 'tokenizer.json'}: {error}") from error
-    vocabulary = config.text_encoder.backbone["vocab_size"]
-    if tokenizer.get_vocab_size() > vocabulary:
-        raise BundleError(
-            f"{folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} tokens, "
-            f"the text encoder in config.json only {vocabulary}"
-        )
+    config = load_config(folder, CategorizerConfig)
+    tokenizer = load_text_tokenizer(folder, config.text_encoder)
 
-    labels = _file(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = bundle_file(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
     if len(labels) != config.head.num_classes:
         raise BundleError(
             f"{folder / 'labels.txt'} has {len(labels)} labels, "
@@ -118,30 +118,104 @@ def load_bundle(folder: Path) -> CategorizerBundle:
         raise BundleError(f"{folder / 'labels.txt'} is not in sorted order or repeats a label")
 
     model = build_categorizer(config)
-    path = _file(folder, "model.safetensors")
+    load_weights(folder, model)
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise BundleError(f"{path} does not hold the model of config.json: {error}") from error
-    try:
-        neighbours = NeighbourTable.load(_file(folder, "neighbours.safetensors"))
+        neighbours = NeighbourTable.load(bundle_file(folder, "neighbours.safetensors"))
     except (SafetensorError, ValueError, KeyError) as error:
         raise BundleError(f"{folder / 'neighbours.safetensors'}: {error}") from error
     if len(neighbours.ids) != len(labels):
         raise BundleError(
             f"{folder / 'neighbours.safetensors'} has {len(neighbours.ids)} rows for {len(labels)} labels"
         )
+    samples = load_samples(folder)
+    return CategorizerBundle(config, model.eval(), tokenizer, taxonomy, neighbours, samples)
+
+
+# What the bundles of all systems have in common.
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Writes `model.safetensors`."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Reads `model.safetensors` into a model.
+
+    Raises:
+        BundleError: the file is missing, corrupt, or holds another model.
+    """
+    path = bundle_file(folder, "model.safetensors")
     try:
-        samples = tuple(open_feed(_file(folder, "samples.parquet")))
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(f"{path} does not hold the model of config.json: {error}") from error
+
+
+def load_text_tokenizer(folder: Path, encoder: TextEncoderConfig) -> Tokenizer:
+    """Reads `tokenizer.json`, set to the length that a text encoder takes.
+
+    Raises:
+        BundleError: the file is missing or corrupt, or has more tokens than the encoder.
+    """
+    try:
+        tokenizer = set_length(load_tokenizer(folder), encoder.max_length)
+    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot parse
+        raise BundleError(f"{folder / 'tokenizer.json'}: {error}") from error
+    vocabulary = encoder.backbone["vocab_size"]
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise BundleError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} tokens, "
+            f"the text encoder in config.json only {vocabulary}"
+        )
+    return tokenizer
+
+
+def load_samples(folder: Path) -> tuple[Product, ...]:
+    """Reads `samples.parquet`.
+
+    Raises:
+        BundleError: the file is missing, corrupt or empty.
+    """
+    try:
+        samples = tuple(open_feed(bundle_file(folder, "samples.parquet")))
     except FeedError as error:
         raise BundleError(str(error)) from error
     if not samples:
         raise BundleError(f"{folder / 'samples.parquet'} holds no product")
-    return CategorizerBundle(config, model.eval(), tokenizer, taxonomy, neighbours, samples)
+    return samples
 
 
-def _load_config(folder: Path) -> CategorizerConfig:
-    path = _file(folder, "config.json")
+def load_config(folder: Path, kind: type[Config]) -> Config:
+    """Reads `config.json` as the configuration of one system.
+
+    Raises:
+        BundleError: the file is missing, corrupt, of a newer format, or of another system.
+    """
+    content = _read_config(folder)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BundleError(f"{folder / 'config.json'}: {error}") from error
+
+
+def bundle_file(folder: Path, name: str) -> Path:
+    """A file of a bundle.
+
+    Raises:
+        BundleError: it is missing.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: {name} is missing")
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = bundle_file(folder, "config.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -149,14 +223,4 @@ def _load_config(folder: Path) -> CategorizerConfig:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(f"{path}: format_version is {version!r}, this release of Shelfwise reads {FORMAT_VERSION}")
-    try:
-        return CategorizerConfig.model_validate(content)
-    except ValidationError as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{folder} is no bundle: {name} is missing")
-    return path
+    return content

@@ -95,24 +95,31 @@ def prepare_examples(
         height, width: pixels that images are brought to.
         folder: holds the arrays; written whole or not at all.
     """
-    recipe = {
-        "feed": str(feed.path.resolve()),
-        "size": feed.path.stat().st_size,
-        "modified": feed.path.stat().st_mtime_ns,
-        "columns": repr(feed.columns),
+    recipe = feed_fingerprint(feed) | {
         "height": height,
         "width": width,
         "tokenizer": tokenizer.to_str(),
         "classes": ["\t".join(path) for path in taxonomy.paths],
     }
-    if not _holds(folder, recipe):
+    if not holds(folder, recipe):
         with atomic_folder(folder) as aside:
             _write(feed, text, taxonomy, tokenizer, height, width, aside)
             (aside / "recipe.json").write_text(json.dumps(recipe))
     return Examples(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in Examples.__dataclass_fields__})
 
 
-def _holds(folder: Path, recipe: dict[str, object]) -> bool:
+def feed_fingerprint(feed: Feed) -> dict[str, object]:
+    """What must be the same for arrays made of a feed to be used again: its file, and how its columns are read."""
+    return {
+        "feed": str(feed.path.resolve()),
+        "size": feed.path.stat().st_size,
+        "modified": feed.path.stat().st_mtime_ns,
+        "columns": repr(feed.columns),
+    }
+
+
+def holds(folder: Path, recipe: dict[str, object]) -> bool:
+    """Whether `folder` was completed by the same recipe (`recipe.json`)."""
     path = folder / "recipe.json"
     return path.is_file() and json.loads(path.read_text()) == recipe
 
@@ -133,29 +140,41 @@ def _write(
     np.save(folder / "labels.npy", np.repeat(np.array(labels, dtype=np.int64), repeats))
     np.save(folder / "splits.npy", np.repeat(np.array([SPLITS.index(s) for s in text.splits], dtype=np.int8), repeats))
 
-    pixel_values = np.lib.format.open_memmap(
-        folder / "pixel_values.npy", mode="w+", dtype=np.uint8, shape=(total, height, width, 3)
-    )
-    image_present = np.zeros(total, dtype=bool)
+    image_present = decode_images(_example_images(feed), total, height, width, folder / "pixel_values.npy")
+    np.save(folder / "image_present.npy", image_present)
+
+
+def decode_images(images: Iterator[bytes], total: int, height: int, width: int, path: Path) -> np.ndarray:
+    """Decodes a stream of image files into the memory-mapped array `path`, [total, height, width, 3] uint8.
+
+    Returns:
+        [total] bool, which of them could be decoded; the others are white.
+
+    Raises:
+        RuntimeError: the stream does not have `total` images: the feed changed since they were counted.
+    """
+    pixel_values = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(total, height, width, 3))
+    present = np.zeros(total, dtype=bool)
 
     def decode(image: bytes) -> np.ndarray | None:
         try:
             return decode_image(image, height, width) if image else None
         except ImageError:
-            return None  # counted below: an undecodable image is an absent one
+            return None  # an undecodable image is an absent one
 
     row = 0
     with ThreadPoolExecutor() as pool:
-        stream = _example_images(feed)
-        while images := list(islice(stream, DECODE_CHUNK)):
-            for pixels in pool.map(decode, images):
+        while chunk := list(islice(images, DECODE_CHUNK)):
+            if row + len(chunk) > total:
+                raise RuntimeError(f"the feed changed while it was read: {total} images at first, now more")
+            for pixels in pool.map(decode, chunk):
                 pixel_values[row] = 255 if pixels is None else pixels
-                image_present[row] = pixels is not None
+                present[row] = pixels is not None
                 row += 1
     if row != total:
-        raise RuntimeError(f"{feed.path} changed while it was read: {total} examples at first, then {row}")
+        raise RuntimeError(f"the feed changed while it was read: {total} images at first, then {row}")
     pixel_values.flush()
-    np.save(folder / "image_present.npy", image_present)
+    return present
 
 
 def _example_images(feed: Feed) -> Iterator[bytes]:

@@ -136,14 +136,15 @@ class LabelScheme:
         route: how neighbour_semantic and curriculum turn similarities into weights.
         alpha: mass off the true class, for uniform, neighbour_uniform and route "share".
         temperature: T of route "distance".
-        epsilon: what curriculum multiplies the mass off the true class by after each epoch.
+        epsilon: what curriculum multiplies the mass off the true class by after each epoch; 0.5 leaves a hundredth of
+            it after the six to eight epochs that trainings here have, 0.9 would suit some fifty.
     """
 
     representation: Representation = "neighbour_semantic"
     route: SemanticRoute = "similarity"
     alpha: float = 0.1
     temperature: float = 0.1
-    epsilon: float = 0.9
+    epsilon: float = 0.5
 
     @property
     def has_codes(self) -> bool:

@@ -1,18 +1,17 @@
 """Do mistakes become near misses? Every label representation on the same encoders, budget and seeds.
 
-Feeds with titles: the encoders are trained once (contrastively, frozen since), then a head per representation, input
-and seed on cached embeddings: the published protocol.  Feeds without titles: the whole network per representation and
-seed, from scratch.  Near is by category name (MiniLM's embeddings where they are installed).  `labels.json` holds every
+The published protocol: encoders are trained once and frozen, then a head per representation, input and seed learns on
+their cached embeddings.  Encoders are trained contrastively; where a feed has no titles, together with a head and the
+baseline's loss.  Near is by category name (MiniLM's embeddings where they are installed).  `labels.json` holds every
 run, `labels.md` mean and spread, `labels.png` the trade between near answers and right ones.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,8 +29,8 @@ from training.categorize import CategorizeSettings, feature_codes, name_encoder,
 from training.category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, HeadTask, ModalityDropout
 from training.embeddings import embed_examples
 from training.labels import LabelScheme, neighbours_of_names
-from training.metrics import CategoryMetrics, CategoryReport, taxonomy_table
-from training.train import Task, TrainConfig, fit, make_accelerator
+from training.metrics import CategoryMetrics, taxonomy_table
+from training.train import TrainConfig, fit, make_accelerator
 
 SEEDS = (0, 1, 2)
 RUNS = results.ROOT / "runs" / "benchmarks" / "labels"
@@ -39,8 +38,10 @@ DATA = Path(os.environ.get("SHELFWISE_DATA", results.ROOT.parent / "shared" / "d
 # Pixels the images of each real feed are brought to.
 FEEDS = {"fashion-60x80.parquet": (80, 64), "grocery.parquet": (64, 64)}
 COLUMNS = ("top_1", "top_5", "near_in_top_5", "near_or_label_in_top_5", "all_top_5_near_or_label", "mistake_height")
-# A feed without titles, from scratch: some thousand photographs rather than tens of thousands, so more passes.
-FROM_SCRATCH = TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3)
+# For an encoder without titles to start from: of some thousand photographs, not tens of thousands, so more passes.
+WITHOUT_TITLES = TrainConfig(epochs=20, batch_size=32, learning_rate=1e-3)
+# Of a head at least: on a small feed, the recipe's eight epochs would leave every head half trained.
+HEAD_STEPS = 500
 INPUTS = {
     "image + title": ModalityDropout(title=0.0, image=0.0),
     "image": ModalityDropout(title=1.0, image=0.0),
@@ -56,8 +57,6 @@ class Regime:
     codes: Literal["names", "taxonomy"] = "names"
 
 
-Measure = Callable[[Regime, str, int], CategoryReport]
-
 BASELINE = "focal alone"
 REGIMES = {
     BASELINE: Regime(LabelScheme("one_hot"), kl_weight=0.0),
@@ -65,6 +64,7 @@ REGIMES = {
     "uniform": Regime(LabelScheme("uniform")),
     "neighbour_uniform": Regime(LabelScheme("neighbour_uniform")),
     "neighbour_semantic, similarity": Regime(LabelScheme("neighbour_semantic", "similarity")),
+    "neighbour_semantic, similarity, λ = 2": Regime(LabelScheme("neighbour_semantic", "similarity"), kl_weight=2.0),
     "neighbour_semantic, distance": Regime(LabelScheme("neighbour_semantic", "distance")),
     "neighbour_semantic, share": Regime(LabelScheme("neighbour_semantic", "share")),
     "curriculum": Regime(LabelScheme("curriculum")),
@@ -118,48 +118,33 @@ class FeedComparison:
         self.evaluator = CategoryEvaluator(lambda: CategoryMetrics(self.table.ids[:, 1:], tree))
 
     def rows(self, seeds: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """A row per regime, input and seed."""
-        measure = self.frozen() if self.material.has_pairs else self.from_scratch()
-        inputs = INPUTS if self.material.has_pairs else ("image",)
+        """A row per seed, input and regime."""
+        if not self.material.has_pairs:
+            self.train_image_encoder()
+        examples = self.material.examples
+        train, validation, test = (
+            embed_examples(self.encoders.image_encoder, self.encoders.text_encoder, examples, examples.rows(split))
+            for split in SPLITS
+        )
+        steps = -(-len(train) // self.settings.head.batch_size)
+        epochs = max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
         for seed in seeds:
-            for given in inputs:
+            budget = self.settings.head.model_copy(update={"epochs": epochs, "seed": seed})
+            for given, dropout in INPUTS.items() if self.material.has_pairs else [("image", INPUTS["image"])]:
                 for name, regime in REGIMES.items():
-                    report = measure(regime, given, seed)
+                    head, objective = self.head_and_objective(regime, seed)
+                    task = HeadTask(head, train, validation, objective, self.evaluator, dropout)
+                    with tempfile.TemporaryDirectory() as folder:  # no checkpoint: the next regime has the same name
+                        fit(task, budget, Path(folder), self.accelerator)
+                    report = self.evaluator.reports(head, test)[given]
                     yield {"feed": self.path.stem, "input": given, "regime": name, "seed": seed, **asdict(report)}
 
-    def frozen(self) -> Measure:
-        """Heads on embeddings of the contrastively trained encoders."""
-        embeddings = {
-            split: embed_examples(
-                self.encoders.image_encoder,
-                self.encoders.text_encoder,
-                self.material.examples,
-                self.material.examples.rows(split),
-            )
-            for split in SPLITS
-        }
-
-        def measure(regime: Regime, given: str, seed: int) -> CategoryReport:
-            head, objective = self.head_and_objective(regime, seed)
-            task = HeadTask(head, embeddings["train"], embeddings["val"], objective, self.evaluator, INPUTS[given])
-            self.train(task, self.settings.head, seed)
-            return self.evaluator.reports(head, embeddings["test"])[given]
-
-        return measure
-
-    def from_scratch(self) -> Measure:
-        """The whole network, on images alone."""
-        examples = self.material.examples
-
-        def measure(regime: Regime, given: str, seed: int) -> CategoryReport:
-            encoders = copy.deepcopy(self.encoders)
-            head, objective = self.head_and_objective(regime, seed)
-            model = Categorizer(encoders.image_encoder, encoders.text_encoder, head)
-            self.train(FineTuneTask(model, examples, objective, self.evaluator, INPUTS[given]), FROM_SCRATCH, seed)
-            held_out = embed_examples(model.image_encoder, model.text_encoder, examples, examples.rows("test"))
-            return self.evaluator.reports(head, held_out)[given]
-
-        return measure
+    def train_image_encoder(self) -> None:
+        """Trains the image encoder with a head of its own and the baseline's loss."""
+        head, objective = self.head_and_objective(REGIMES[BASELINE], self.settings.seed)
+        model = Categorizer(self.encoders.image_encoder, self.encoders.text_encoder, head)
+        task = FineTuneTask(model, self.material.examples, objective, self.evaluator, INPUTS["image"])
+        fit(task, WITHOUT_TITLES, RUNS / self.path.stem, self.accelerator)
 
     def head_and_objective(self, regime: Regime, seed: int) -> tuple[CategoryHead, CategoryObjective]:
         """A fresh head, the same for every regime with a seed, and what it is trained on."""
@@ -177,11 +162,6 @@ class FeedComparison:
             self.table, regime.scheme, gamma=self.settings.gamma, kl_weight=regime.kl_weight, codes=codes
         )
         return head, objective
-
-    def train(self, task: Task, config: TrainConfig, seed: int) -> None:
-        """Trains without leaving a checkpoint: the next regime has the same name."""
-        with tempfile.TemporaryDirectory() as folder:
-            fit(task, config.model_copy(update={"seed": seed}), Path(folder), self.accelerator)
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -227,7 +207,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     panels = list(dict.fromkeys((feed, given) for feed, given, _ in groups))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.6), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        for colour, (regime, marker) in enumerate(zip(REGIMES, "sov^<>DPXp", strict=True)):
+        for colour, (regime, marker) in enumerate(zip(REGIMES, "sov^<8>DPXp", strict=True)):
             runs = groups[*panel, regime]
             right, near = [run["top_1"] for run in runs], [run["near_in_top_5"] for run in runs]
             axis.errorbar(

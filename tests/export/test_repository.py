@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import shelfwise
-from export.categorize import export_categorizer, real_inputs
+from export.bundles import export_bundle
+from export.categorize import real_inputs
 from export.parity import ParityError
 from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
 from training.bundle import load_bundle
@@ -138,7 +139,7 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
     original = exporting.export_onnx
     monkeypatch.setattr(exporting, "export_onnx", drifted)
     with pytest.raises(ParityError, match=r"image_encoder: .*image_embeds"):
-        export_categorizer(categorize_bundle, repository)
+        export_bundle(categorize_bundle, repository)
     assert published_versions(repository, "categorize") == [1]
     assert not list(tmp_path.glob(".*staging"))
 

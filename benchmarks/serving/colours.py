@@ -1,0 +1,123 @@
+"""How long `match_colours` takes by photos and labels: real Triton beside the same files in one process.
+
+The networks have the recipe's architecture and random weights: answers are checked against each other in the same run,
+what they mean makes no difference to speed. In process means decoding, cleaning, tokenising and ONNX Runtime called one
+after another with all cores, which is the limit that a server can come near.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from benchmarks import results
+from catalogue.colour_groups import colour_variant
+from catalogue.colour_labels import clean_labels
+from catalogue.colour_sample import generate_colour_sample
+from catalogue.colour_words import CHINESE
+from catalogue.feed import open_feed
+from catalogue.images import decode_image
+from catalogue.product import Product
+from client import ShelfwiseClient
+from export.bundles import export_bundle
+from models.colour_matcher import ColourHead, ColourMatcher
+from models.tokenizer import encode
+from serving.server import TritonServer
+from training.colour_bundle import ColourMatcherBundle, ColourMatcherConfig, save_colour_bundle
+from training.match_colours import ColourSettings, colour_towers, label_tokenizer
+
+SIZES = ((1, 2), (2, 2), (4, 4), (8, 8), (8, 16), (16, 16), (32, 64), (128, 256))
+QUICK_SIZES = ((2, 2), (8, 16))
+TOLERANCE = 1e-4
+
+
+def main(quick: bool, output: Path) -> None:
+    """Measure and write JSON to `output`; quick: two sizes, fewer requests."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = untrained_bundle(Path(folder))
+        repository = Path(folder) / "model_repository"
+        export_bundle(Path(folder) / "bundle", repository)
+        session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
+        photos = [product.images[0] for sample in bundle.samples for product in sample]
+        log = Path(folder) / "triton.log"
+        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+            with ShelfwiseClient(server.url, timeout=60.0) as client:
+                for n, m in QUICK_SIZES if quick else SIZES:
+                    row = measure(client, session, bundle, [photos[i % len(photos)] for i in range(n)], m, quick)
+                    print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+                    rows.append(row)
+    results.write("serving-colours", rows, ("torch", "onnxruntime", "tritonclient", "numpy"), output)
+
+
+def untrained_bundle(folder: Path) -> ColourMatcherBundle:
+    """A bundle of the recipe's architecture with random weights, saved to `folder`/bundle."""
+    generate_colour_sample(folder / "colours.parquet", products=40)
+    groups: dict[str, list[Product]] = {}
+    for product in open_feed(folder / "colours.parquet"):
+        variant = colour_variant(product)
+        assert variant is not None
+        groups.setdefault(variant.group, []).append(product)
+    settings = ColourSettings()
+    tokenizer = label_tokenizer(sorted(CHINESE), settings, clean_labels)
+    towers = colour_towers(settings, tokenizer)
+    model = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher)).eval()
+    config = ColourMatcherConfig(
+        image_tower=model.image_tower.config, label_tower=model.label_tower.config, matcher=settings.matcher
+    )
+    bundle = ColourMatcherBundle(config, model, tokenizer, list(groups.values()))
+    save_colour_bundle(folder / "bundle", bundle)
+    return bundle
+
+
+def measure(
+    client: ShelfwiseClient,
+    session: onnxruntime.InferenceSession,
+    bundle: ColourMatcherBundle,
+    photos: list[bytes],
+    labels: int,
+    quick: bool,
+) -> dict[str, Any]:
+    """Milliseconds of one request at a time, served and in process.
+
+    Raises:
+        RuntimeError: the server answers otherwise than the same files in process.
+    """
+    texts = [f"{name} {place}" for place, name in zip(range(labels), 10 * sorted(CHINESE), strict=False)]
+    tower = bundle.config.image_tower
+
+    def in_process() -> np.ndarray:
+        pixels = np.stack([decode_image(photo, tower.height, tower.width) for photo in photos])
+        input_ids, attention_mask = encode(bundle.tokenizer, clean_labels(texts))
+        feed = {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": attention_mask}
+        return session.run(["probability"], {name: array[None] for name, array in feed.items()})[0][0]
+
+    def served() -> np.ndarray:
+        return np.array([match.probabilities for match in client.match_colours(photos, texts, one_to_one=True)])
+
+    difference = float(np.abs(in_process() - served()).max())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{len(photos)} photos, {labels} labels: served and in process differ by {difference:.1e}")
+    row: dict[str, Any] = {"photos": len(photos), "labels": labels, "largest_difference": difference}
+    seconds = 0.5 if quick else 3.0
+    for name, call in (("served", served), ("in_process", in_process)):
+        row |= {f"{name}_{percentile}": value for percentile, value in percentiles(call, seconds).items()}
+    return row | {"p50_ratio": round(row["served_p50_ms"] / row["in_process_p50_ms"], 3)}
+
+
+def percentiles(call: Callable[[], object], seconds: float) -> dict[str, float]:
+    """p50, p90 and p99 in milliseconds of calls one after another, after a tenth of the time for warming up."""
+    milliseconds: list[float] = []
+    begin = time.perf_counter()
+    while (now := time.perf_counter()) - begin < 1.1 * seconds or len(milliseconds) < 5:
+        call()
+        if now - begin > 0.1 * seconds:
+            milliseconds.append(1e3 * (time.perf_counter() - now))
+    values = np.percentile(milliseconds, [50, 90, 99])
+    return {f"p{p}_ms": round(float(value), 3) for p, value in zip((50, 90, 99), values, strict=True)}

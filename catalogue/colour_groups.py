@@ -1,0 +1,166 @@
+"""Products in several colours, found in a feed: the groups that a colour matcher learns from and is measured on.
+
+Feeds list every colour as a product of its own. Two whose titles differ in the colour word alone are one product in two
+colours; a group is such a product, its photos are to be matched with its colours. Few titles agree so well, so harder
+groups are drawn within a category from products of any title, and extra labels that no photo shows are added.
+Splits: `split_of(group)`, where the group of a product is its title without its colour, lower case, single spaces
+(its id when it has no title). A product follows its group whether or not its title names the colour, and whatever split
+the feed gives it, so a held-out title is never seen in another colour.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from catalogue.colour_words import colour_name
+from catalogue.product import Product, Split, split_of
+
+MIN_COLOURS = 2
+MAX_COLOURS = 12
+HARDER_COLOURS = (3, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class ColourVariant:
+    """One product of a feed as one colour of something.
+
+    Attributes:
+        group: the title without the colour word.
+        colour: its colour, in English where a feed names it in plain Chinese: what makes two variants alike.
+        label: the feed's own word for it.
+        named: whether the title names the colour; only then does the group say that it is the same design.
+        category: as in `Product`.
+        split: of the group.
+    """
+
+    group: str
+    colour: str
+    label: str
+    named: bool
+    category: tuple[str, ...]
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class ColourGroup:
+    """A product with n photos and m ≥ n colours, one photo a colour.
+
+    Attributes:
+        photos: [n] row numbers of variants.
+        colours: [m] names, each once.
+        labels: [m] the feed's own words for them.
+        answers: [n] index into `colours` of each photo.
+    """
+
+    photos: tuple[int, ...]
+    colours: tuple[str, ...]
+    labels: tuple[str, ...]
+    answers: tuple[int, ...]
+
+
+def colour_variant(product: Product) -> ColourVariant | None:
+    """A product as a colour variant; None when the feed names no colour for it or it has no image."""
+    label = product.entities.get("base_colour")
+    if label is None or not product.images:
+        return None
+    rest, named = _colour_pattern(label).subn(" ", product.title)
+    group = " ".join(rest.split()).lower() or product.id
+    return ColourVariant(group, colour_name(label), label, named > 0, product.category, split_of(group))
+
+
+@lru_cache(maxsize=4096)
+def _colour_pattern(label: str) -> re.Pattern[str]:
+    # Not within a Latin word ("Red" in "Layered"); Chinese writes no spaces, so there any place will do.
+    return re.compile(rf"(?<![A-Za-z]){re.escape(label)}(?![A-Za-z])", re.IGNORECASE)
+
+
+class ColourGroups:
+    """The groups of one split of a feed.
+
+    Args:
+        variants: of the whole feed; groups name them by their index. None for what cannot be used.
+        split: which split's variants make groups.
+
+    Attributes:
+        real: rows by colour of every group of `MIN_COLOURS` colours or more.
+    """
+
+    def __init__(self, variants: Sequence[ColourVariant | None], split: Split) -> None:
+        self._labels: dict[int, str] = {}
+        by_group: dict[str, dict[str, list[int]]] = {}
+        by_category: dict[tuple[str, ...], dict[str, list[int]]] = {}
+        for row, variant in enumerate(variants):
+            if variant is None or variant.split != split:
+                continue
+            self._labels[row] = variant.label
+            if variant.named:
+                by_group.setdefault(variant.group, {}).setdefault(variant.colour, []).append(row)
+            by_category.setdefault(variant.category, {}).setdefault(variant.colour, []).append(row)
+        self.real: Mapping[str, Mapping[str, Sequence[int]]] = {
+            group: colours for group, colours in sorted(by_group.items()) if len(colours) >= MIN_COLOURS
+        }
+        self._names = tuple(self.real)
+        self._categories = [colours for _, colours in sorted(by_category.items()) if len(colours) >= HARDER_COLOURS[0]]
+        self._category_weights = [sum(map(len, colours.values())) for colours in self._categories]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def has_harder(self) -> bool:
+        """Whether any category has enough colours for `harder`."""
+        return bool(self._categories)
+
+    def real_group(self, number: int, chance: random.Random) -> ColourGroup:
+        """Group `number` of the real ones: a photo of each colour, `MAX_COLOURS` of them at most."""
+        return self._drawn(self.real[self._names[number]], MAX_COLOURS, chance)
+
+    def evaluation(self) -> Iterator[ColourGroup]:
+        """Every real group once, always the same: photo and order follow from the group's name."""
+        for number, name in enumerate(self._names):
+            yield self.real_group(number, random.Random(name))
+
+    def harder(self, chance: random.Random, *, distractors: int = 0) -> ColourGroup:
+        """Colours of one category, whatever the design; frequent categories and colours come more often.
+
+        Args:
+            chance: decides.
+            distractors: colours of the category added that no photo shows, as far as it has them.
+
+        Raises:
+            ValueError: no category has colours enough (`has_harder`).
+        """
+        if not self._categories:
+            raise ValueError(f"no category has {HARDER_COLOURS[0]} colours")
+        category = chance.choices(self._categories, self._category_weights)[0]
+        count = chance.randint(HARDER_COLOURS[0], min(HARDER_COLOURS[1], len(category)))
+        # By the root of their number: colours that are rare in the feed are rare in shops, but worth learning.
+        keys = {colour: chance.random() ** (len(rows) ** -0.5) for colour, rows in category.items()}
+        ranked = sorted(category, key=lambda colour: -keys[colour])
+        group = self._drawn({colour: category[colour] for colour in ranked[:count]}, count, chance)
+        extra = {colour: self._labels[category[colour][0]] for colour in ranked[count : count + distractors]}
+        return _with_distractors(group, extra, chance)
+
+    def _drawn(self, rows: Mapping[str, Sequence[int]], most: int, chance: random.Random) -> ColourGroup:
+        colours = chance.sample(sorted(rows), min(most, len(rows)))
+        photos = [chance.choice(rows[colour]) for colour in colours]
+        labels = tuple(self._labels[row] for row in photos)
+        order = chance.sample(range(len(photos)), len(photos))
+        return ColourGroup(tuple(photos[place] for place in order), tuple(colours), labels, tuple(order))
+
+
+def _with_distractors(group: ColourGroup, extra: Mapping[str, str], chance: random.Random) -> ColourGroup:
+    """A group with further colours, {colour: label}, that none of its photos shows, all in a new order."""
+    colours, labels = [*group.colours, *extra], [*group.labels, *extra.values()]
+    order = chance.sample(range(len(colours)), len(colours))
+    place = {old: new for new, old in enumerate(order)}
+    return ColourGroup(
+        group.photos,
+        tuple(colours[old] for old in order),
+        tuple(labels[old] for old in order),
+        tuple(place[answer] for answer in group.answers),
+    )

@@ -1,0 +1,121 @@
+"""prepare_colours: the photos and labels of products to pixels [n, H, W, 3] and token ids [m, L].
+
+Labels are cleaned with an eye on all labels of their product, then tokenised; photos are decoded on the threads of a
+small pool. Both by the files that training used: the export copies catalogue/images.py and catalogue/colour_labels.py
+next to this one. A product that cannot be answered fails its own request with INVALID_ARG and the reason.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from colour_labels import clean_labels  # Triton puts this folder on the import path
+from images import ImageError, decode_image
+from tokenizers import Tokenizer
+
+# What one request may ask for: the matcher weighs every pair, and its memory grows with photos x labels.
+MAX_PHOTOS = 128
+MAX_LABELS = 256
+
+
+class TritonPythonModel:
+    """Prepares the products of all requests of a dynamic batch."""
+
+    def initialize(self, args):
+        """Read sizes and tokenizer, start the threads."""
+        folder = Path(__file__).parent
+        sizes = json.loads((folder / "preprocessing.json").read_text())
+        self.height, self.width = int(sizes["height"]), int(sizes["width"])
+        self.max_length = int(sizes["max_length"])
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        padding = self.tokenizer.padding or {"pad_id": 0, "pad_token": "[PAD]"}  # masked, so the id makes no difference
+        self.tokenizer.enable_truncation(self.max_length)
+        self.tokenizer.enable_padding(
+            length=self.max_length, pad_id=padding["pad_id"], pad_token=padding["pad_token"], direction="right"
+        )
+        self.pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+
+    def execute(self, requests):
+        """One response a request; the photos of all of them are decoded together."""
+        products = [Request(request) for request in requests]
+        photos = [photo for product in products if not product.error for photo in product.photos()]
+        decoded = iter(list(self.pool.map(self.decode, photos) if len(photos) > 1 else map(self.decode, photos)))
+        return [self.respond(product, decoded) for product in products]
+
+    def decode(self, data):
+        """Pixels of one photo, or the error that says what is wrong with it."""
+        try:
+            return decode_image(data, self.height, self.width)
+        except ImageError as error:
+            return error
+
+    def respond(self, product, decoded):
+        """The tensors of one request, or its error; takes its photos off `decoded`."""
+        if product.error:
+            return refuse(product.error)
+        rows, n = product.images.shape
+        photos = [next(decoded) for _ in range(rows * n)]
+        for place, photo in enumerate(photos):
+            if isinstance(photo, ImageError):
+                return refuse(f"{product.where(place // n)}image {place % n}: {photo}")
+        texts = [label for labels in product.texts for label in clean_labels(labels)]
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        shape = (rows, product.labels.shape[1], self.max_length)
+        input_ids = np.array([encoding.ids for encoding in encodings], np.int64).reshape(shape)
+        attention_mask = np.array([encoding.attention_mask for encoding in encodings], np.int64).reshape(shape)
+        attention_mask[..., 0] = 1  # a tokenizer without a first token of its own gives an empty label nothing to see
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("pixel_values", np.stack(photos).reshape(rows, n, self.height, self.width, 3)),
+                pb_utils.Tensor("input_ids", input_ids),
+                pb_utils.Tensor("attention_mask", attention_mask),
+            ]
+        )
+
+    def finalize(self):
+        """Called by Triton when the model is unloaded."""
+        self.pool.shutdown()
+
+
+class Request:
+    """The products of one request, and what is wrong with them before any pixel is decoded ("" for nothing)."""
+
+    def __init__(self, request):
+        self.images = pb_utils.get_input_tensor_by_name(request, "images").as_numpy()
+        self.labels = pb_utils.get_input_tensor_by_name(request, "labels").as_numpy()
+        self.texts = []
+        self.error = self.fault()
+
+    def fault(self):
+        """Reads the labels into `texts`; returns what is wrong with the request."""
+        n, m = self.images.shape[1], self.labels.shape[1]
+        if not n or n > m:
+            return f"{n} images and {m} labels: give at least one image and as many labels as images"
+        if n > MAX_PHOTOS or m > MAX_LABELS:
+            return f"{n} images and {m} labels: at most {MAX_PHOTOS} images and {MAX_LABELS} labels are taken"
+        for row, labels in enumerate(self.labels):
+            texts = []
+            for place, label in enumerate(labels):
+                try:
+                    texts.append(label.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    found = f"byte 0x{label[error.start]:02x} at position {error.start}"
+                    return f"{self.where(row)}label {place} is not valid UTF-8: {found}"
+            self.texts.append(texts)
+        return ""
+
+    def photos(self):
+        """The image files of all products, one after the other."""
+        return list(self.images.ravel())
+
+    def where(self, row):
+        """Names the product when the request has several."""
+        return f"row {row}, " if len(self.images) > 1 else ""
+
+
+def refuse(message):
+    """An answer with the status INVALID_ARGUMENT."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))

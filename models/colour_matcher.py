@@ -1,0 +1,113 @@
+"""The colour matcher: a tower for photos, a tower for labels, and a head that looks at all of a product together.
+
+Both towers give unit-length embeddings of one width; the head scales each side by batch norm (at serving time a factor
+and a shift) and hands them to the units of `models/matcher.py`. Labels that repeat within a batch are encoded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .colour_tower import ColourTower
+from .dual_encoder import MAX_LOGIT_SCALE
+from .encoders import TextEncoder
+from .matcher import Matcher, MatcherConfig
+
+
+class ColourTowers(nn.Module):
+    """The two towers and the temperature between their embeddings, as in CLIP: what the contrastive stage trains."""
+
+    def __init__(self, image_tower: ColourTower, label_tower: TextEncoder) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.label_tower = label_tower
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, H, W, 3] uint8 and twice [U, L] int64 -> image_embeds [N, D], label_embeds [U, D], scale of cosines."""
+        return self.image_tower(pixel_values), self.label_tower(input_ids, attention_mask), self.scale
+
+    @property
+    def scale(self) -> Tensor:
+        """What multiplies the cosines, at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+
+class ColourHead(nn.Module):
+    """Embeddings of photos and labels to the logits of every pair within a product."""
+
+    def __init__(self, config: MatcherConfig) -> None:
+        super().__init__()
+        self.image_norm = nn.BatchNorm1d(config.embed_dim)
+        self.label_norm = nn.BatchNorm1d(config.embed_dim)
+        self.matcher = Matcher(config)
+
+    def forward(self, image_embeds: Tensor, label_embeds: Tensor, cu_images: Tensor, cu_labels: Tensor) -> Tensor:
+        """Logits of a ragged batch of P products.
+
+        Args:
+            image_embeds, label_embeds: [N, D], [M, D], unit length, product after product.
+            cu_images, cu_labels: [P + 1] int32, cumulative numbers of photos and of labels.
+
+        Returns:
+            [Σ n·m] float32, packed as in `models.matcher.Matcher`.
+        """
+        return self.matcher(self.image_norm(image_embeds), self.label_norm(label_embeds), cu_images, cu_labels)
+
+    def padded(
+        self, image_embeds: Tensor, label_embeds: Tensor, image_present: Tensor, label_present: Tensor
+    ) -> Tensor:
+        """The same for a rectangular batch: [P, n, D], [P, m, D], [P, n] and [P, m] bool -> logits [P, n, m]."""
+        images = self.image_norm(image_embeds.transpose(1, 2)).transpose(1, 2)
+        labels = self.label_norm(label_embeds.transpose(1, 2)).transpose(1, 2)
+        return self.matcher.padded(images, labels, image_present, label_present)
+
+
+class ColourMatcher(nn.Module):
+    """Photos and labels of products to the logits of every pair within a product.
+
+    Args:
+        image_tower, label_tower: of the same embedding width.
+        head: of that width.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+
+    INPUTS = ("pixel_values", "input_ids", "attention_mask", "label_index", "cu_images", "cu_labels")
+
+    def __init__(self, image_tower: ColourTower, label_tower: TextEncoder, head: ColourHead) -> None:
+        super().__init__()
+        widths = (image_tower.config.embed_dim, label_tower.config.projection_dim, head.matcher.config.embed_dim)
+        if len(set(widths)) > 1:
+            raise ValueError(f"image tower, label tower and matcher have widths {widths}; they must be one")
+        self.image_tower = image_tower
+        self.label_tower = label_tower
+        self.head = head
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        label_index: Tensor,
+        cu_images: Tensor,
+        cu_labels: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of a ragged batch of P products with N photos and M labels, U of them different.
+
+        Args:
+            pixel_values: [N, H, W, 3] uint8.
+            input_ids, attention_mask: [U, L] int64.
+            label_index: [M] int64, which of the U each label is.
+            cu_images, cu_labels: [P + 1] int32, cumulative numbers of photos and of labels.
+
+        Returns:
+            Logits [Σ n·m] float32, image_embeds [N, D] and label_embeds [U, D].
+        """
+        image_embeds = self.image_tower(pixel_values)
+        label_embeds = self.label_tower(input_ids, attention_mask)
+        return self.head(image_embeds, label_embeds[label_index], cu_images, cu_labels), image_embeds, label_embeds

@@ -1,0 +1,237 @@
+"""The served ensemble match_colours: answers of the trained model, ragged requests, and every refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
+
+import shelfwise
+from catalogue.colour_sheet import WIDTH
+from catalogue.product import Product
+from client import ColourMatch, InvalidInput, ShelfwiseClient, ShelfwiseError
+from export.match_colours import ServedColourMatcher, real_inputs
+from models.assignment import one_to_one
+from serving.readiness import check, model_configs, unexported_models
+from serving.server import TritonServer
+from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+
+
+@pytest.fixture
+def served(colour_server: TritonServer) -> Iterator[ShelfwiseClient]:
+    with ShelfwiseClient(colour_server.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bundle(colour_bundle: Path) -> ColourMatcherBundle:
+    return load_colour_bundle(colour_bundle)
+
+
+def images(products: list[Product]) -> list[bytes]:
+    return [product.images[0] for product in products]
+
+
+def labels(products: list[Product]) -> list[str]:
+    return [product.entities["base_colour"] for product in products]
+
+
+def probabilities(matches: tuple[ColourMatch, ...]) -> np.ndarray:
+    return np.array([match.probabilities for match in matches])
+
+
+def raw_request(photos: list[bytes], texts: list[bytes]) -> list[triton.InferInput]:
+    """A request that the client would refuse to send."""
+    tensors = []
+    for name, elements in (("images", photos), ("labels", texts)):
+        tensor = triton.InferInput(name, [1, len(elements)], "BYTES")
+        tensor.set_data_from_numpy(np.array(elements, np.object_).reshape(1, -1))
+        tensors.append(tensor)
+    return tensors
+
+
+def status_of(server: TritonServer, photos: list[bytes], texts: list[bytes]) -> tuple[str, str]:
+    """Status and message of a request that fails."""
+    with triton.InferenceServerClient(server.url) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("match_colours", raw_request(photos, texts), client_timeout=30)
+    return str(caught.value.status()), str(caught.value.message())
+
+
+def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBundle) -> None:
+    for sample in bundle.samples[:4]:
+        products = list(sample)
+        texts = [*labels(products), "plaid"]
+        with torch.no_grad():
+            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, products, texts))[0].numpy()
+        matches = served.match_colours(images(products), texts)
+        np.testing.assert_allclose(probabilities(matches), expected, atol=1e-4)
+        assert [match.index for match in matches] == expected.argmax(1).tolist()
+        assigned = served.match_colours(images(products), texts, one_to_one=True)
+        assert [match.index for match in assigned] == one_to_one(expected).tolist()
+        assert [match.label for match in assigned] == [texts[match.index] for match in assigned]
+        assert [m.probability for m in assigned] == [m.probabilities[m.index] for m in assigned]
+
+
+def test_labels_are_cleaned_as_in_training(served: ShelfwiseClient, bundle: ColourMatcherBundle) -> None:
+    products = list(bundle.samples[0])
+    plain = [f"{name}" for name in ("Red", "Blue", "Green", "Black", "White", "Pink", "Grey", "Brown")]
+    noisy = [f"{name} Shirt (ships within 30 days)" for name in plain]
+    np.testing.assert_allclose(
+        probabilities(served.match_colours(images(products), noisy)),
+        probabilities(served.match_colours(images(products), plain)),
+        atol=1e-6,
+    )
+
+
+def test_products_of_any_size_at_once_are_answered_as_alone(
+    served: ShelfwiseClient, bundle: ColourMatcherBundle
+) -> None:
+    every = [product for sample in bundle.samples for product in sample]
+    sizes = [(1 + number % 5, 1 + number % 5 + number % 3) for number in range(64)]
+    requests = [
+        (images(every[number % 7 :][:n]), [f"{text} {place}" for place, text in enumerate(labels(every[:m]))])
+        for number, (n, m) in enumerate(sizes)
+    ]
+    alone = [probabilities(served.match_colours(*request)) for request in requests]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda request: probabilities(served.match_colours(*request)), requests))
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["red", "red"],
+        ["red shirt", "red shirt"],
+        ["(ships today)", "【现货】"],
+        ["", "红色"],
+        ["色", "色"],
+        ["x" * 2**20, "black"],
+        ["🟥", "\u202eder\u202c"],
+        ["re\x00d", "blue"],
+    ],
+)
+def test_odd_labels_are_answered(served: ShelfwiseClient, bundle: ColourMatcherBundle, texts: list[str]) -> None:
+    matches = served.match_colours(images(list(bundle.samples[0]))[:2], texts, one_to_one=True)
+    assert sorted(match.index for match in matches) == [0, 1]
+    np.testing.assert_allclose(probabilities(matches).sum(1), 1, atol=1e-5)
+
+
+def test_more_photos_than_labels_are_refused_with_both_counts(
+    colour_server: TritonServer, bundle: ColourMatcherBundle
+) -> None:
+    photo = images(list(bundle.samples[0]))[0]
+    status, message = status_of(colour_server, [photo, photo], [b"red"])
+    assert "INVALID_ARGUMENT" in status
+    assert "2 images and 1 labels" in message
+
+
+@pytest.mark.parametrize(("photos", "texts"), [(0, 0), (0, 2), (1, 0)])
+def test_nothing_to_match_is_refused(
+    colour_server: TritonServer, bundle: ColourMatcherBundle, photos: int, texts: int
+) -> None:
+    photo = images(list(bundle.samples[0]))[0]
+    status, message = status_of(colour_server, [photo] * photos, [b"red"] * texts)
+    assert "INVALID_ARGUMENT" in status
+    assert f"{photos} images and {texts} labels" in message
+
+
+def test_a_thousand_photos_are_refused_before_they_are_decoded(colour_server: TritonServer) -> None:
+    status, message = status_of(colour_server, [b"no image"] * 1000, [b"label"] * 1000)
+    assert "INVALID_ARGUMENT" in status
+    assert "1000 images and 1000 labels: at most 128 images and 256 labels" in message
+
+
+def test_labels_that_are_not_utf_8_are_refused_by_their_place(
+    colour_server: TritonServer, bundle: ColourMatcherBundle
+) -> None:
+    photo = images(list(bundle.samples[0]))[0]
+    status, message = status_of(colour_server, [photo], [b"red", b"bl\xffue"])
+    assert "INVALID_ARGUMENT" in status
+    assert "label 1 is not valid UTF-8: byte 0xff at position 2" in message
+
+
+@pytest.mark.parametrize("bad", [b"not an image", b"", b"\xff\xd8\xff\xe0 truncated"])
+def test_a_photo_that_cannot_be_decoded_fails_its_own_request_by_its_place(
+    served: ShelfwiseClient, bundle: ColourMatcherBundle, bad: bytes
+) -> None:
+    products = list(bundle.samples[0])
+    photos, texts = images(products)[:2], labels(products)[:2]
+    expected = probabilities(served.match_colours(photos, texts))
+
+    def ask(number: int) -> tuple[ColourMatch, ...] | ShelfwiseError:
+        try:
+            return served.match_colours([photos[0], bad] if number % 4 == 1 else photos, texts)
+        except ShelfwiseError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    for number, answer in enumerate(answers):
+        if number % 4 == 1:
+            assert isinstance(answer, InvalidInput)
+            assert "image 1: " in str(answer)
+        else:
+            assert isinstance(answer, tuple), answer
+            np.testing.assert_allclose(probabilities(answer), expected, atol=1e-5)
+
+
+def test_command_prints_a_label_for_every_photo_and_draws_them(
+    colour_server: TritonServer, bundle: ColourMatcherBundle, tmp_path: Path
+) -> None:
+    products = list(bundle.samples[0])
+    files = [tmp_path / f"{number}.jpg" for number in range(len(products))]
+    for file, product in zip(files, products, strict=True):
+        file.write_bytes(product.images[0])
+    names = labels(products)
+    command = ["match-colours", *map(str, files), "--labels", ", ".join(names), "--one-to-one"]
+    command += ["--picture", str(tmp_path / "sheet.png"), "--url", colour_server.url]
+    result = CliRunner().invoke(shelfwise.app, command)
+    assert result.exit_code == 0, result.output
+    printed = result.output.splitlines()
+    assert len(printed) == len(files)
+    assert sorted(line.split()[1] for line in printed) == sorted(name.split()[0] for name in names)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == WIDTH * len(files)
+    refused = CliRunner().invoke(shelfwise.app, [*command[:2], "--labels", "red", "--url", "127.0.0.1:1"])
+    assert refused.exit_code == 1
+    assert "error: " in refused.output
+
+
+def test_readiness_asks_about_real_products(colour_server: TritonServer, colour_repository: Path) -> None:
+    assert check(colour_server.url, colour_repository) == ["match_colours"]
+
+
+def test_systems_that_were_not_exported_are_left_out(colour_repository: Path, tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "model_repository"
+    for model in ("image_encoder", "category_head", "decode_image", "tokenize"):
+        for file in (source / model).rglob("*"):
+            if file.name in ("config.pbtxt", "model.py"):
+                target = tmp_path / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+    for model in ("text_encoder", "category_labels", "categorize"):
+        (tmp_path / model / "1").mkdir(parents=True)
+        (tmp_path / model / "config.pbtxt").write_bytes((source / model / "config.pbtxt").read_bytes())
+    for model in colour_repository.iterdir():
+        (tmp_path / model.name).symlink_to(model)
+    served = {"match_colours", "prepare_colours", "colour_matcher", "assign_colours"}
+    assert {config.name for config in model_configs(tmp_path)} == served
+    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+        with triton.InferenceServerClient(server.url) as client:
+            assert client.is_model_ready("match_colours")
+            assert not client.is_model_ready("categorize")
+    # One that was released and is damaged now is not left out: Triton says what is missing.
+    (tmp_path / "categorize" / "1" / "release.json").write_text("{}")
+    assert "categorize" in {config.name for config in model_configs(tmp_path)}
+    assert unexported_models(tmp_path, model_configs(tmp_path)) == set()

@@ -1,0 +1,252 @@
+"""The colour matcher's trainings: towers by supervised contrast, everything together, the matcher on frozen towers.
+
+contrastive   a photo and its written colour against all of the batch; photos of the same colour are all positives
+              (Khosla et al., 2020; across two towers as in UniCL, Yang et al., 2022)
+joint         cross-entropy of every photo over the labels of its product, plus the contrastive loss on the same batch:
+              a product alone shows a photo only the few colours it comes in
+frozen        the matcher and its norms on embeddings of fixed towers: an epoch takes seconds, and every photo is
+              seen beside many more others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from catalogue.colour_groups import ColourGroup
+from catalogue.colour_labels import clean_labels
+from kernels.ragged import split_logits
+from models.colour_matcher import ColourMatcher, ColourTowers
+
+from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
+from .colour_metrics import ColourReport, colour_report
+from .examples import BatchRequest
+from .train import Batch
+
+EMBED_BATCH = 256
+
+
+def supervised_contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
+    """Symmetric cross-entropy over the cosines of N images and U texts, shared evenly among a row's positives.
+
+    Args:
+        image_embeds, text_embeds: [N, D], [U, D], unit length.
+        scale: multiplies the cosines.
+        positives: [N, U] bool, at least one in every row. Texts without a positive are negatives alone.
+
+    Source: Khosla et al., "Supervised Contrastive Learning", 2020, L_out.
+    """
+    logits = scale * image_embeds.float() @ text_embeds.float().T
+    targets = positives.float()
+    by_image = F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+    shown = positives.any(0)
+    of_texts = targets.T[shown]
+    by_text = F.cross_entropy(logits.T[shown], of_texts / of_texts.sum(1, keepdim=True))
+    return (by_image + by_text) / 2
+
+
+class ColourContrastiveTask:
+    """Trains both towers on single photos and their colours."""
+
+    name = "contrastive"
+
+    def __init__(
+        self,
+        model: ColourTowers,
+        pairs: ColourPairs,
+        evaluator: ColourEvaluator,
+    ) -> None:
+        self.model = model
+        self.dataset = pairs
+        self.evaluator = evaluator
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing changes between epochs."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The supervised contrastive loss of a batch; every process has its own negatives."""
+        image_embeds, text_embeds, scale = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+        positives = batch["colours"][:, None] == batch["colours"]
+        loss = supervised_contrastive_loss(image_embeds, text_embeds, scale, positives)
+        return loss, {"logit_scale": scale.detach()}
+
+    def evaluate(self) -> dict[str, float]:
+        """The report of matching validation products by cosine alone, each photo for itself."""
+        return self.evaluator.cosine_report(self.model).flat()
+
+
+class ColourJointTask:
+    """Trains towers and head together on products.
+
+    Args:
+        model: the whole matcher.
+        scale: multiplies the cosines of the contrastive term; what the contrastive stage learned.
+        products: batches of products with pixels.
+        evaluator: measures the model on the validation split.
+        contrastive_weight: of the contrastive term.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        model: ColourMatcher,
+        scale: Tensor,
+        products: ColourProducts,
+        evaluator: ColourEvaluator,
+        contrastive_weight: float,
+    ) -> None:
+        self.model = model
+        self.scale = scale
+        self.dataset = products
+        self.evaluator = evaluator
+        self.contrastive_weight = contrastive_weight
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing changes between epochs."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over each product's labels plus the weighted contrastive loss over the batch."""
+        logits, image_embeds, label_embeds = model(*(batch[name] for name in ColourMatcher.INPUTS))
+        matching = matching_loss(logits, batch["answers"], batch["cu_images"], batch["cu_labels"])
+        contrast = supervised_contrastive_loss(image_embeds, label_embeds, self.scale, batch["positives"])
+        scalars = {"matching": matching.detach(), "contrast": contrast.detach()}
+        return matching + self.contrastive_weight * contrast, scalars
+
+    def evaluate(self) -> dict[str, float]:
+        """The report on the validation products."""
+        return self.evaluator.report(self.model).flat()
+
+
+class FrozenProducts(Dataset[Batch]):
+    """The products of `ColourProducts` with photos as embeddings, [V, N, D] of V augmented views of every photo."""
+
+    def __init__(self, products: ColourProducts, views: Tensor, place: np.ndarray) -> None:
+        self.products = products
+        self.views = views
+        self.place = place  # row number of a photo -> index into the views
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        """A batch as `ColourProducts` gives it, with image_embeds [N, D] instead of pixel_values."""
+        batch = self.products.without_photos(request)
+        view = np.random.default_rng(request.seed).integers(0, len(self.views), len(batch["photos"]))
+        return batch | {"image_embeds": self.views[torch.from_numpy(view), self.place[batch["photos"].numpy()]]}
+
+
+class ColourFrozenTask:
+    """Trains the head alone, on embeddings of fixed towers."""
+
+    name = "frozen"
+
+    def __init__(self, matcher: ColourMatcher, products: FrozenProducts, evaluator: ColourEvaluator) -> None:
+        self.matcher = matcher
+        self.model = matcher.head
+        self.dataset = products
+        self.evaluator = evaluator
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing changes between epochs."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over each product's labels."""
+        with torch.no_grad():
+            label_embeds = self.matcher.label_tower.eval()(batch["input_ids"], batch["attention_mask"])
+        lengths = (batch["cu_images"], batch["cu_labels"])
+        logits = model(batch["image_embeds"], label_embeds[batch["label_index"]], *lengths)
+        return matching_loss(logits, batch["answers"], *lengths), {}
+
+    def evaluate(self) -> dict[str, float]:
+        """The report on the validation products."""
+        return self.evaluator.report(self.matcher).flat()
+
+
+def matching_loss(logits: Tensor, answers: Tensor, cu_images: Tensor, cu_labels: Tensor) -> Tensor:
+    """Mean cross-entropy of N photos, each over the labels of its own product.
+
+    Args:
+        logits: [Σ n·m], packed as in `models.matcher.Matcher`.
+        answers: [N] int64, index into the labels of the photo's product.
+        cu_images, cu_labels: [P + 1] cumulative numbers of photos and of labels.
+    """
+    products = split_logits(logits, cu_images, cu_labels)
+    widest = max(product.shape[1] for product in products)
+    rows = [F.pad(product, (0, widest - product.shape[1]), value=-torch.inf) for product in products]
+    return F.cross_entropy(torch.cat(rows).float(), answers)
+
+
+class ColourEvaluator:
+    """Measures matchers on the products of one split.
+
+    Args:
+        examples: the photos.
+        groups: the products.
+        labels: of each product its m labels as they were written; the feed's own when None.
+        tokenizer, clean: as in training.
+    """
+
+    def __init__(
+        self,
+        examples: ColourExamples,
+        groups: Sequence[ColourGroup],
+        tokenizer: Tokenizer,
+        clean: Clean = clean_labels,
+        labels: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        self.examples = examples
+        self.groups = groups
+        written = [group.labels for group in groups] if labels is None else labels
+        self.batch = product_batch(groups, written, tokenizer, clean)
+
+    def report(self, model: ColourMatcher) -> ColourReport:
+        """How well a matcher in evaluation mode does."""
+        device = model.image_tower.position.device
+        image_embeds = self._embed(model.image_tower)
+        batch = {name: tensor.to(device) for name, tensor in self.batch.items()}
+        lengths = (batch["cu_images"], batch["cu_labels"])
+        with torch.no_grad():
+            label_embeds = model.label_tower(batch["input_ids"], batch["attention_mask"])[batch["label_index"]]
+            logits = model.head(image_embeds.to(device), label_embeds, *lengths)
+        return self._report([part.softmax(1) for part in split_logits(logits.float(), *lengths)])
+
+    def cosine_report(self, model: ColourTowers) -> ColourReport:
+        """How well two towers do by cosine alone, each photo for itself."""
+        image_embeds = self._embed(model.image_tower)
+        with torch.no_grad():
+            label_embeds = model.label_tower(self.batch["input_ids"], self.batch["attention_mask"])
+            cosines = model.scale * image_embeds @ label_embeds[self.batch["label_index"]].T
+        images, labels = self.batch["cu_images"].tolist(), self.batch["cu_labels"].tolist()
+        parts = zip(pairwise(images), pairwise(labels), strict=True)
+        return self._report([cosines[slice(*rows), slice(*columns)].softmax(1) for rows, columns in parts])
+
+    def _embed(self, tower: nn.Module) -> Tensor:
+        rows, place = np.unique(self.batch["photos"].numpy(), return_inverse=True)  # products share photos
+        return embed_photos(tower, self.examples, rows)[place]
+
+    def _report(self, probabilities: Sequence[Tensor]) -> ColourReport:
+        truths = (np.array(group.answers) for group in self.groups)
+        return colour_report(zip((part.cpu().numpy() for part in probabilities), truths, strict=True))
+
+
+@torch.no_grad()
+def embed_photos(tower: nn.Module, examples: ColourExamples, rows: np.ndarray, seed: int | None = None) -> Tensor:
+    """Embeddings [N, D] of the photos `rows` [N], by a tower in evaluation mode; of augmented photos with a seed."""
+    generator = None if seed is None else np.random.default_rng(seed)
+    device = next(tower.parameters()).device
+    tower.eval()
+    parts = []
+    for start in range(0, len(rows), EMBED_BATCH):
+        pixels = examples.pixel_values[rows[start : start + EMBED_BATCH]]
+        if generator is not None:
+            pixels = augment_photos(pixels, generator)
+        parts.append(tower(torch.from_numpy(pixels).to(device)).cpu())
+    return torch.cat(parts)
