@@ -68,7 +68,7 @@ class LoweredGraph:
 
     Args:
         kept: nodes left in float32 because parity asks for it, as "operator name".
-        runnable: the file to run here: itself, or for bfloat16 its twin that rounds likewise, to be removed.
+        runnable: the file to run here: itself, or for a GPU's floats its twin that rounds likewise, to be removed.
     """
 
     kept: list[str]
@@ -133,7 +133,7 @@ def lower_graph(
                 f"{graph.name}: no choice of float32 nodes makes {precision} pass: {'; '.join(failures(found, limits))}"
             )
         runnable = path
-        if precision is Precision.BF16:
+        if target is not Runtime.CPU and precision in (Precision.FP16, Precision.BF16):
             runnable = path.with_name("rounded.onnx")
             write(kept, True)
             shutil.move(lowered, runnable)
@@ -162,8 +162,9 @@ def _writer(
         element_type = FLOAT16 if precision is Precision.FP16 else BFLOAT16
 
         def write_floats(keep: Sequence[str], to_be_run_here: bool) -> None:
-            # No bfloat16 kernels here: the graph that rounds as bfloat16 does stands in for it.
-            rounded = to_be_run_here and precision is Precision.BF16
+            # On a CPU there are no bfloat16 kernels, and float16 nodes run in float32 with the casts between them taken
+            # out, where nothing overflows: the graph that rounds as a GPU does stands in for one that a GPU will run.
+            rounded = to_be_run_here and target is not Runtime.CPU
             save_onnx(lower_floats(model, element_type, keep, rounded=rounded), lowered)
 
         return write_floats, lowerable_nodes(model, element_type)
