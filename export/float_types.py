@@ -3,9 +3,9 @@
 Inputs and outputs of the graph keep their types, so no configuration and no ensemble changes.  What a node may be
 given is read from its ONNX schema, not from a list of operators.  Constants beyond float16's range are clamped to it
 (attention masks are -3.4e38, epsilons 1e-12), as ONNX Runtime's own converter does.
-ONNX Runtime on a CPU has no bfloat16 kernels, and computes float16 in float32 without rounding in between; `rounded=True`
-writes the same graph in float32 with every value rounded where the low type would round it, which is what a GPU computes
-with float32 accumulators.
+ONNX Runtime on a CPU has no bfloat16 kernels, and computes float16 in float32 without rounding in between;
+`rounded=True` writes the same graph in float32 with every value rounded where the low type would round it, which is
+what a GPU computes with float32 accumulators.
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def run_onnx(
 ) -> dict[str, np.ndarray]:
     """Every output [N, …] of an ONNX file on `inputs`, computed in several batches of different sizes.
 
-    `exact`: without graph optimisation, for files meant for another runtime: fused, a rounding would be lost, and a float8
-    node computed by something that a CPU does not have.
+    `exact`: without graph optimisation, for files meant for another runtime: fused, a rounding would be lost, and a
+    float8 node computed by something that a CPU does not have.
     """
     options = onnxruntime.SessionOptions()
     if exact:
