@@ -405,8 +405,9 @@ def _device(device: torch.device) -> tuple[int, int]:
     """Processors, and shared memory that a block may have; of the interpreter, one and as much as one likes."""
     if device.type != "cuda":
         return 1, 2**30
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return properties["multiprocessor_count"], properties["max_shared_mem"]
 
 
 def match_tiles(
