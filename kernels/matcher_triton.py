@@ -104,10 +104,9 @@ def _mean(tokens, scores, attended, DTYPE: tl.constexpr):
 
 @triton.jit
 def _update(
-    tokens,
-    mean,
     exact_at,
     rounded_at,
+    mean_at,
     matrices,
     vectors,
     D: tl.constexpr,
@@ -121,6 +120,7 @@ def _update(
     The hidden layer exists BLOCK channels at a time.
     """
     output = matrices + 4 * D * D
+    tokens, mean = tl.load(_square(rounded_at, D, TILE, D)), tl.load(_square(mean_at, D, TILE, D))
     change = tl.zeros([TILE, D], dtype=tl.float32) + _vector(vectors + 2 * D, D)
     for block in tl.range(0, 2 * D, BLOCK, num_stages=STAGES):
         of_tokens = tl.load(_square(matrices + block, 2 * D, D, BLOCK))
@@ -224,6 +224,7 @@ def matcher_kernel(
     exact_at = exact_scratch + program * (TILE * D)
     rounded_at = rounded_scratch + program * (3 * TILE * D)
     edge_at = rounded_at + TILE * D
+    mean_at = edge_at  # f_edge's first layer has been read when means are written
     score_at = score_scratch + program * (TILE * TILE)
     group_at = index_scratch + program * (TILE + TILE * TILE // 4)
     pair_at = group_at + TILE
@@ -303,9 +304,10 @@ def matcher_kernel(
                 # Read as a whole, in wide loads: what was never written is not attended to.
                 scores = tl.load(_square(score_at, TILE, TILE, TILE))
                 tokens = tl.load(_square(rounded_at, D, TILE, D))
-                mean = _mean(tokens, scores, attended, DTYPE)
+                tl.store(_square(mean_at, D, TILE, D), _mean(tokens, scores, attended, DTYPE))
+                tl.debug_barrier()
                 m, v = m + (1 + across) * D * D, v + (1 + across) * D
-                _update(tokens, mean, exact_at, rounded_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
+                _update(exact_at, rounded_at, mean_at, m, v, D, TILE, BLOCK, STAGES, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -389,7 +391,7 @@ def upload(products: RaggedProducts, plan: TilePlan, device: torch.device) -> li
 
 
 def scratch(programs: int, tile: int, width: int, like: Tensor) -> list[Tensor]:
-    """What programs keep between layers: tokens exact; tokens rounded and f_edge's first layer; scores; indices."""
+    """What programs keep between layers: tokens exact; tokens rounded, f_edge's first layer; scores; indices."""
     return [
         like.new_empty(programs * tile * width, dtype=torch.float32),
         like.new_empty(programs * 3 * tile * width),
@@ -403,8 +405,9 @@ def _device(device: torch.device) -> tuple[int, int]:
     """Processors, and shared memory that a block may have; of the interpreter, one and as much as one likes."""
     if device.type != "cuda":
         return 1, 2**30
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return properties["multiprocessor_count"], properties["max_shared_mem"]
 
 
 def match_tiles(

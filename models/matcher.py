@@ -221,20 +221,25 @@ class Matcher(nn.Module):
                 embed_dim that is not a power of two from 16 to 128.
         """
         config = self.config
-        if config.edge != "mlp" or not config.cross_attention or config.hidden_dim > config.embed_dim:
-            raise ValueError(f"no packed weights for {config}: f_edge an MLP of at most embed_dim, cross-attention on")
-        units = [
-            _packed_unit(
-                unit.self_unit, unit.cross_unit.edge, _packed_update(unit.cross_unit.update, unit.cross_unit.value)
-            )
-            for unit in self.units
-        ]
-        return MatcherWeights.pack([*units, _packed_unit(self.last_unit.self_unit, self.last_unit.edge, None)], dtype)
+        unsupported = ValueError(
+            f"no packed weights for {config}: expected f_edge an MLP of at most embed_dim, and cross-attention"
+        )
+        if config.hidden_dim > config.embed_dim or not isinstance(self.last_unit.edge, EdgeMLP):
+            raise unsupported
+        packed = []
+        for unit in self.units:
+            assert isinstance(unit, MatcherUnit)
+            cross = unit.cross_unit
+            if cross is None or not isinstance(cross.edge, EdgeMLP):
+                raise unsupported
+            packed.append(_packed_unit(unit.self_unit, cross.edge, _packed_update(cross.update, cross.value)))
+        packed.append(_packed_unit(self.last_unit.self_unit, self.last_unit.edge, None))
+        return MatcherWeights.pack(packed, dtype)
 
 
-def edge_function(config: MatcherConfig) -> nn.Module:
+def edge_function(config: MatcherConfig) -> EdgeMLP | EdgeDotProduct:
     """f_edge of the configuration."""
-    function = {"mlp": EdgeMLP, "dot_product": EdgeDotProduct}[config.edge]
+    function = EdgeMLP if config.edge == "mlp" else EdgeDotProduct
     return function(config.embed_dim, config.hidden_dim)
 
 
