@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-CONTROL_TO_SPACE = {code: " " for code in (*range(0x20), *range(0x7F, 0xA0))}
+CONTROL_TO_SPACE = dict.fromkeys((*range(32), *range(127, 160)), " ")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def small_encoders(vocabulary: int) -> tuple[ImageEncoder, TextEncoder]:
 
 
 def vit_encoders(vocabulary: int) -> tuple[ImageEncoder, TextEncoder]:
-    """Encoders of the shape of CLIP ViT-B/32: 12 layers of width 768 on 224x224 pixels, 12 of width 512 on 77 tokens."""
+    """The shape of CLIP ViT-B/32: 12 layers of width 768 on 224x224 pixels, 12 of width 512 on 77 tokens."""
     vision = CLIPVisionConfig().to_dict()
     text = CLIPTextConfig(eos_token_id=2).to_dict()  # 2: pools at the largest token id, as OpenAI's checkpoints do
     for config in (vision, text):
