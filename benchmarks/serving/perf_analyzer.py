@@ -83,9 +83,9 @@ def closed_loop(
         data.write_text(json.dumps({"data": rows}))
         command = [str(binary), "-m", "categorize", "-u", url, "-i", "grpc", "-b", str(batch), "-f", str(table)]
         command += ["--shape", "image:1", "--shape", "title:1", "--input-data", str(data)]
-        command += ["--concurrency-range", str(concurrency), "--measurement-interval", str(int(1000 * seconds))]
-        # One window after one of warm-up: the repetitions and their spread are the suite's own.
-        command += ["--max-trials", "2", "--stability-percentage", "999", "--percentile", "50"]
+        command += ["--concurrency-range", str(concurrency), "--measurement-interval", str(int(1000 * seconds / 3))]
+        # It averages three windows once they are stable, here always: repetitions and spread are the suite's own.
+        command += ["--max-trials", "3", "--stability-percentage", "999", "--percentile", "50"]
         environment = os.environ | {"LD_LIBRARY_PATH": str(FOLDER)}
         try:
             result = subprocess.run(
