@@ -75,9 +75,15 @@ def train_categorize(
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Target distribution: one_hot, curriculum, …")] = None,
-    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term.")] = None,
-    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for label neighbours.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Label representation: curriculum (default), one_hot, uniform, neighbour_uniform, neighbour_semantic, "
+            "binary_codes."
+        ),
+    ] = None,
+    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term; 0 is focal loss alone.")] = None,
+    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for category names.")] = None,
     image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the image encoder.")] = None,
     text_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the text encoder.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning; 0: frozen encoders.")] = None,
@@ -244,7 +250,7 @@ def categorize(
 @labels_app.command("show")
 def labels_show(
     category: Annotated[str, typer.Argument(help="A category, by its full path or its last name.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/demo/categorize/bundle"),
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/sample/categorize/bundle"),
 ) -> None:
     """Print the nearest labels of a category, with their similarity and their share of its soft label."""
     from training.bundle import BundleError, load_bundle

@@ -18,7 +18,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("benchmarks.kernels.label_kl",),
     "serving": ("benchmarks.serving.suite",),
     "training": ("benchmarks.training.throughput", "benchmarks.growth.growth"),
-    "quality": ("benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
+    "quality": ("benchmarks.quality.labels", "benchmarks.quality.neighbours", "benchmarks.quality.shapes"),
 }
 """Suite -> modules with a function main(quick, output)."""
 INSTALL = "pip install -c constraints.txt -e '.[dev]'"

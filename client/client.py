@@ -34,6 +34,7 @@ from .transport import TLS, Cancellation, Deadline, Transport, checked_timeout
 logger = logging.getLogger(__name__)
 
 MODEL = "categorize"
+OUTPUTS = ("category", "category_id", "probability", "neighbour_kl")
 MAX_REQUEST_BYTES = 32 * 2**20
 """A stream sends a batch in several requests rather than one above this size, to bound memory on both sides."""
 
@@ -260,6 +261,7 @@ def _encode(item: Item) -> _Row:
 
 def _request(rows: Sequence[_Row]) -> service_pb2.ModelInferRequest:
     tensor = service_pb2.ModelInferRequest.InferInputTensor
+    output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
     shape = (len(rows), 1)
     return service_pb2.ModelInferRequest(
         model_name=MODEL,
@@ -267,6 +269,7 @@ def _request(rows: Sequence[_Row]) -> service_pb2.ModelInferRequest:
             tensor(name="image", datatype="BYTES", shape=shape),
             tensor(name="title", datatype="BYTES", shape=shape),
         ],
+        outputs=[output(name=name) for name in OUTPUTS],  # else the server sends all categories' probabilities, too
         raw_input_contents=[_bytes_tensor(image for image, _ in rows), _bytes_tensor(title for _, title in rows)],
     )
 
@@ -284,9 +287,7 @@ def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: in
         ServerError: an output is missing or has another number of rows: this is no Shelfwise server.
     """
     result = InferResult(response)
-    labels, ids, probabilities, neighbour_kl = (
-        _output(result, name, len(rows)) for name in ("category", "category_id", "probability", "neighbour_kl")
-    )
+    labels, ids, probabilities, neighbour_kl = (_output(result, name, len(rows)) for name in OUTPUTS)
     if k > labels.shape[1]:
         raise InvalidInput(f"k is {k}, but this server returns {labels.shape[1]} categories")
     answers = []

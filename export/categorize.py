@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,42 +110,41 @@ def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
                 "image_present": present,
                 "text_present": present.clone(),
             },
-            ["category_id", "probability", "neighbour_kl"],
+            ["category_id", "probability", "neighbour_kl", "class_probability"],
         ),
     ]
 
 
 def real_inputs(bundle: CategorizerBundle, products: Sequence[Product]) -> dict[str, Tensor]:
-    """Products as the encoders see them, three times: whole, without the title, without the image.
+    """Products as the encoders see them, each in all the `ways_to_ask`, M in all.
 
     Returns:
-        pixel_values [3N, H, W, 3] uint8, input_ids and attention_mask [3N, L] int64, image_present and text_present
-        [3N, 1] bool.
+        pixel_values [M, H, W, 3] uint8, input_ids and attention_mask [M, L] int64, image_present and text_present
+        [M, 1] bool.
     """
-    encoder = bundle.config.image_encoder
-    pixels = torch.stack(
-        [torch.from_numpy(decode_image(product.images[0], encoder.height, encoder.width)) for product in products]
-    )
-    titles = [product.title for product in products]
-    input_ids, attention_mask = encode(bundle.tokenizer, [*titles, *[""] * len(titles), *titles])
-    absent = torch.zeros(len(products), 1, dtype=torch.bool)
+    height, width = bundle.config.image_encoder.height, bundle.config.image_encoder.width
+    asked = [way for product in products for way in ways_to_ask(product)]
+    white = np.full((height, width, 3), 255, dtype=np.uint8)
+    pixels = np.stack([decode_image(image, height, width) if image else white for image, _ in asked])
+    input_ids, attention_mask = encode(bundle.tokenizer, [title for _, title in asked])
     return {
-        "pixel_values": torch.cat([pixels, pixels, torch.full_like(pixels, 255)]),
+        "pixel_values": torch.from_numpy(pixels),
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention_mask),
-        "image_present": torch.cat([~absent, ~absent, absent]),
-        "text_present": torch.cat([~absent, absent, ~absent]),
+        "image_present": torch.tensor([[bool(image)] for image, _ in asked]),
+        "text_present": torch.tensor([[bool(title)] for _, title in asked]),
     }
 
 
+def ways_to_ask(product: Product) -> list[tuple[bytes, str]]:
+    """A product's image and title together, the image alone and the title alone; what it lacks is left empty."""
+    image, title = (product.images[0] if product.images else b""), product.title
+    return [way for way in dict.fromkeys([(image, title), (image, ""), (b"", title)]) if any(way)]
+
+
 def readiness_requests(product: Product) -> list[dict[str, str]]:
-    """Three requests that a ready server must answer: a real product whole, without title, without image."""
-    image = base64.b64encode(product.images[0]).decode()
-    return [
-        {"image": image, "title": product.title},
-        {"image": image, "title": ""},
-        {"image": "", "title": product.title},
-    ]
+    """Requests that a ready server must answer: a real product in all the `ways_to_ask`."""
+    return [{"image": base64.b64encode(image).decode(), "title": title} for image, title in ways_to_ask(product)]
 
 
 def _write_python_models(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
@@ -156,4 +156,5 @@ def _write_python_models(bundle: CategorizerBundle, bundle_folder: Path, path: C
     length = {"max_length": bundle.config.text_encoder.max_length}
     (path("tokenize") / "preprocessing.json").write_text(json.dumps(length) + "\n")
     labels = "".join(f"{PATH_SEPARATOR.join(label)}\n" for label in bundle.taxonomy.paths)
-    (path("category_labels") / "labels.txt").write_text(labels, encoding="utf-8")
+    for model in ("category_labels", ENSEMBLE):
+        (path(model) / "labels.txt").write_text(labels, encoding="utf-8")

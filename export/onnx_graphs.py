@@ -64,7 +64,7 @@ class ServedCategoryHead(nn.Module):
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The answer of each row.
 
         Args:
@@ -73,15 +73,16 @@ class ServedCategoryHead(nn.Module):
 
         Returns:
             category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl [B, 1] float32,
-            KL(soft label of the first category ‖ predicted distribution).
+            KL(soft label of the first category ‖ predicted distribution); class_probability [B, C] float32.
         """
-        logits = self.head(image_embeds, text_embeds, image_present, text_present)
+        logits = self.head.class_logits(self.head(image_embeds, text_embeds, image_present, text_present))
         log_probability = torch.log_softmax(logits.float(), dim=-1)
         top, category_id = log_probability.topk(self.top_k, dim=-1)
         first = category_id[:, 0]
         near = log_probability.gather(1, self.neighbour_ids[first])
         cross_entropy = -(self.neighbour_weights[first] * near).sum(1, keepdim=True)
-        return category_id.to(torch.int32), top.exp(), cross_entropy + self.negative_entropy[first]
+        neighbour_kl = cross_entropy + self.negative_entropy[first]
+        return category_id.to(torch.int32), top.exp(), neighbour_kl, log_probability.exp()
 
 
 def export_onnx(graph: GraphSpec, path: Path) -> None:

@@ -91,6 +91,7 @@ class StagedVersion:
                 with atomic_file(target / "config.pbtxt") as aside:
                     shutil.copyfile(SOURCE / model / "config.pbtxt", aside)
             _replace_folder(self.path(model), target / str(self.version))
+            _place_labels(target, self.version)
             sync(target)
         for old in published_versions(self.repository, self.ensemble)[:-KEPT_VERSIONS]:
             _remove_version(self.repository, self.models, old)
@@ -128,8 +129,19 @@ def rollback(repository: Path, ensemble: str) -> int:
     versions = published_versions(repository, ensemble)
     if len(versions) < 2:
         raise RepositoryError(f"{repository / ensemble} has versions {versions}: there is none to go back to")
-    _remove_version(repository, ensemble_models(ensemble), versions[-1])
+    models = ensemble_models(ensemble)
+    _remove_version(repository, models, versions[-1])
+    for model in models:
+        _place_labels(repository / model, versions[-2])
     return versions[-2]
+
+
+def _place_labels(model: Path, version: int) -> None:
+    """Puts a version's label files where Triton reads them: it knows one for all versions, beside config.pbtxt."""
+    for output in read_config(model.name).output:
+        if output.label_filename:
+            with atomic_file(model / output.label_filename) as aside:
+                shutil.copyfile(model / str(version) / output.label_filename, aside)
 
 
 def _remove_version(repository: Path, models: list[str], version: int) -> None:

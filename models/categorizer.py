@@ -9,7 +9,7 @@ from .encoders import ImageEncoder, TextEncoder
 
 
 class Categorizer(nn.Module):
-    """Image and title to class logits."""
+    """Image and title to the logits of the head."""
 
     def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, head: CategoryHead) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Categorizer(nn.Module):
             image_present, text_present: [B, 1] bool.
 
         Returns:
-            [B, C] logits.
+            [B, C] logits of the classes, or [B, F] of the features of their codes (`CategoryHead.class_logits`).
         """
         image_embeds = self.image_encoder(pixel_values)
         text_embeds = self.text_encoder(input_ids, attention_mask)

@@ -1,8 +1,9 @@
 """The category head: two embeddings, fused by attention, to class logits.
 
-Systems text §1: image and text embedding -> attention -> MLP -> C logits.  A missing image or title is legal input; a
-learned "absent" embedding takes its place and is trained by modality dropout, so the head knows the difference between
-"no title" and "a title that says nothing".
+Image and text embedding -> attention -> MLP -> a logit per class, or one per feature of binary feature codes, from
+which `class_logits` reads the classes.  A missing image or title is legal input; a learned "absent" embedding takes its
+place and is trained by modality dropout, so the head knows the difference between "no title" and "a title that says
+nothing".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class CategoryHeadConfig(BaseModel):
 
     embed_dim: PositiveInt  # width D of both embeddings
     num_classes: PositiveInt
+    num_features: PositiveInt | None = None  # F of the classes' binary feature codes; None: a logit per class
     hidden_dim: PositiveInt = 512
     num_heads: PositiveInt = 4
     dropout: NonNegativeFloat = 0.1
@@ -48,11 +50,26 @@ class AttentionFusion(nn.Module):
 
 
 class CategoryHead(nn.Module):
-    """Unit-length embeddings of image and title to logits over the classes."""
+    """Unit-length embeddings of image and title to logits over the classes, or over the features of their codes.
 
-    def __init__(self, config: CategoryHeadConfig) -> None:
+    Args:
+        config: widths.
+        codes: [C, F] of 0 and 1 for a head of F features; a head that is loaded finds them in its state.
+    """
+
+    codes: Tensor | None
+
+    def __init__(self, config: CategoryHeadConfig, codes: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
+        if config.num_features is not None:
+            shape = (config.num_classes, config.num_features)
+            codes = torch.zeros(shape) if codes is None else codes.float()
+            if codes.shape != shape:
+                raise ValueError(f"codes must be {list(shape)}; got {list(codes.shape)}")
+        elif codes is not None:
+            raise ValueError("codes were given to a head whose config has no num_features")
+        self.register_buffer("codes", codes)
         width = config.embed_dim
         # Unit-length embeddings have entries of size 1/sqrt(D); LayerNorm brings them to the scale of the tokens.
         self.image_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
@@ -65,7 +82,7 @@ class CategoryHead(nn.Module):
             nn.Linear(2 * width, config.hidden_dim),
             nn.GELU(),
             nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_dim, config.num_classes),
+            nn.Linear(config.hidden_dim, config.num_features or config.num_classes),
         )
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor) -> Tensor:
@@ -76,9 +93,17 @@ class CategoryHead(nn.Module):
             image_present, text_present: [B, 1] bool.
 
         Returns:
-            [B, C] logits.
+            [B, C] logits of the classes, or [B, F] of the features of their codes.
         """
         image_token = torch.where(image_present, self.image_projection(image_embeds), self.absent_image)
         text_token = torch.where(text_present, self.text_projection(text_embeds), self.absent_text)
         tokens = self.fusion(torch.stack([image_token, text_token], dim=1))
         return self.mlp(tokens.flatten(1))
+
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Logits of the classes [B, C] from those that `forward` gives.
+
+        For codes they are, up to a constant a row that soft-max does not see, the log-likelihood of each class's code
+        under independent features: Σ_f log σ(±z_f), + where the code has a 1.
+        """
+        return logits if self.codes is None else logits.float() @ self.codes.T

@@ -6,8 +6,9 @@
       -> finetune      encoders and head together, from there
       -> bundle        with whichever of the two is better on the validation split
 
-Both are measured on the test split and stand side by side in the bundle's config.json.  Every stage keeps its own
-checkpoint, so a killed run goes on in the stage where it was.
+Both are measured on the test split and stand side by side in the bundle's config.json.  A feed without titles has no
+pairs to start from: without a checkpoint, its encoder is trained from scratch by the last stage alone.  Every stage
+keeps its own checkpoint, so a killed run goes on in the stage where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,9 +46,18 @@ from .category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, 
 from .contrastive import ContrastiveTask
 from .embeddings import embed_examples, embed_names
 from .examples import Examples, FeedText, prepare_examples, read_text
-from .labels import NEIGHBOURS, LabelScheme, NeighbourTable, neighbour_semantic, neighbours_of_names
+from .feature_codes import FeatureCodes, codes_from_embeddings, codes_from_taxonomy
+from .labels import (
+    NEIGHBOURS,
+    LabelScheme,
+    NameEncoder,
+    NeighbourTable,
+    class_names,
+    neighbour_semantic,
+    neighbours_of_names,
+)
 from .metrics import CategoryMetrics, taxonomy_table
-from .sentence_encoder import SentenceEncoder
+from .sentence_encoder import SentenceEncoder, packaged_sentence_encoder
 from .train import TrainConfig, fit
 
 SAMPLES = 64
@@ -66,10 +76,16 @@ class CategorizeSettings(BaseModel):
     image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image encoder from")
     text_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the text encoder from")
     label_encoder: Path | None = Field(
-        None, description="sentence encoder folder that finds label neighbours; else the trained text encoder does"
+        None,
+        description="sentence encoder folder that embeds category names; else the packaged one where it is installed, "
+        "else the trained text encoder",
     )
-    labels: LabelScheme = Field(LabelScheme(), description="target distribution of the KL term")
-    kl_weight: NonNegativeFloat = Field(0.0, description="λ of the KL term; 0 is focal loss alone, the baseline")
+    codes: Literal["names", "taxonomy"] | Path = Field(
+        "names", description="binary codes: hashed name embeddings, the taxonomy's nodes, or a FeatureCodes file"
+    )
+    # benchmarks/results/labels.md compares them: the curriculum keeps top-1 and top-5 and has near misses for mistakes.
+    labels: LabelScheme = Field(LabelScheme("curriculum"), description="target distribution of the KL term")
+    kl_weight: NonNegativeFloat = Field(1.0, description="λ of the KL term; 0 is focal loss alone, the baseline")
     gamma: NonNegativeFloat = Field(2.0, description="focusing exponent of the focal loss")
     dropout: ModalityDropout = ModalityDropout()
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
@@ -86,7 +102,7 @@ class CategorizeSettings(BaseModel):
         """These settings with what a command line gives; None leaves a setting as it is.
 
         Args:
-            labels: representation of the labels; without a `kl_weight` it is trained with λ = 1.
+            labels: representation of the labels.
             epochs: of fine-tuning.
             given: any other setting by name.
 
@@ -96,8 +112,6 @@ class CategorizeSettings(BaseModel):
         values = self.model_dump() | {name: value for name, value in given.items() if value is not None}
         if labels is not None:
             values["labels"] = asdict(self.labels) | {"representation": labels}
-            if given.get("kl_weight") is None and not self.kl_weight:
-                values["kl_weight"] = 1.0
         if epochs is not None:
             values["finetune"] = values["finetune"] | {"epochs": epochs}
         return CategorizeSettings.model_validate(values)
@@ -115,6 +129,11 @@ class FeedMaterial:
     tokenizer: Tokenizer
     examples: Examples
     samples: list[Product]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are products with both image and title to train the encoders on."""
+        return len(self.examples.paired_rows("train")) > 0
 
 
 def train_categorizer(
@@ -142,23 +161,33 @@ def train_categorizer(
         raise FeedError(f"{feed.path} has no product with a category in the training split")
 
     image_encoder, text_encoder = encoders.image_encoder, encoders.text_encoder
-
-    table = name_neighbours(material, text_encoder, settings.label_encoder)
-    tree = taxonomy_table(material.taxonomy.paths)
+    paths = material.taxonomy.paths
+    encode_names = name_encoder(material, text_encoder, settings.label_encoder)
+    table = neighbours_of_names(paths, encode_names, k=min(NEIGHBOURS, len(paths) - 1), naming="leaf")
+    codes = feature_codes(paths, encode_names, settings.codes) if settings.labels.has_codes else None
+    tree = taxonomy_table(paths)
     evaluator = CategoryEvaluator(lambda: CategoryMetrics(table.ids[:, 1:], tree))
-    objective = CategoryObjective(table, settings.labels, gamma=settings.gamma, kl_weight=settings.kl_weight)
+    objective = CategoryObjective(
+        table, settings.labels, gamma=settings.gamma, kl_weight=settings.kl_weight, codes=codes
+    )
 
     head_config = CategoryHeadConfig(
-        embed_dim=image_encoder.config.projection_dim, num_classes=len(material.taxonomy.paths)
+        embed_dim=image_encoder.config.projection_dim,
+        num_classes=len(paths),
+        num_features=None if codes is None else len(codes.features),
     )
     torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
-    head = CategoryHead(head_config)
-    validation = embed_examples(image_encoder, text_encoder, examples, val_rows)
-    training = embed_examples(image_encoder, text_encoder, examples, train_rows)
-    head_task = HeadTask(head, training, validation, objective, evaluator, settings.dropout)
-    scores = {"frozen": fit(head_task, settings.head, folder, accelerator)}
-    model = Categorizer(image_encoder, text_encoder, head)
-    candidates = {"frozen": model}
+    model = Categorizer(image_encoder, text_encoder, CategoryHead(head_config, None if codes is None else codes.codes))
+    candidates: dict[str, Categorizer] = {}
+    scores: dict[str, dict[str, float]] = {}
+    if material.has_pairs or settings.image_checkpoint is not None:
+        validation = embed_examples(image_encoder, text_encoder, examples, val_rows)
+        training = embed_examples(image_encoder, text_encoder, examples, train_rows)
+        head_task = HeadTask(model.head, training, validation, objective, evaluator, settings.dropout)
+        scores["frozen"] = fit(head_task, settings.head, folder, accelerator)
+        candidates["frozen"] = model
+    elif not settings.finetune.epochs:
+        raise FeedError(f"{feed.path} has no titles to train encoders with: fine-tune them, or give a checkpoint")
     if settings.finetune.epochs:
         tuned = copy.deepcopy(model)
         task = FineTuneTask(tuned, examples, objective, evaluator, settings.dropout)
@@ -207,29 +236,60 @@ def train_encoders(
     """
     torch.manual_seed(settings.seed)
     encoders, material = _encoders_and_material(feed, settings, folder, accelerator)
-    fit(ContrastiveTask(encoders, material.examples), settings.contrastive, folder, accelerator)
+    if material.has_pairs:
+        fit(ContrastiveTask(encoders, material.examples), settings.contrastive, folder, accelerator)
     return encoders, material
 
 
 def soft_labels(table: NeighbourTable, scheme: LabelScheme) -> NeighbourTable:
-    """The soft labels that a served answer is compared with (`neighbour_kl`): the first epoch's targets.
+    """The soft labels that a served answer is compared with (`neighbour_kl`): what the network ended up training on.
 
-    A scheme that knows no neighbours (one_hot, uniform) says nothing of nearness; α = 0.1 shared by similarity does.
+    Of targets that know no neighbours, or (curriculum) no longer do, nearness cannot be read; α = 0.1 shared by
+    similarity takes their place.
     """
-    if scheme.representation in ("one_hot", "uniform"):
-        return neighbour_semantic(table, "share")
-    return scheme.targets(table)
+    if scheme.representation in ("neighbour_uniform", "neighbour_semantic"):
+        return scheme.targets(table)
+    return neighbour_semantic(table, "share")
 
 
-def name_neighbours(material: FeedMaterial, text_encoder: TextEncoder, label_encoder: Path | None) -> NeighbourTable:
-    """Label neighbours by the names of the categories, as the text encoder or a given sentence encoder sees them."""
+def name_encoder(material: FeedMaterial, text_encoder: TextEncoder, folder: Path | None) -> NameEncoder:
+    """What embeds category names: the sentence encoder in `folder`, else the packaged one, else the text encoder.
 
-    def own_encoder(names: Sequence[str]) -> np.ndarray:
-        return embed_names(text_encoder, *encode(material.tokenizer, names))
+    Raises:
+        FileNotFoundError: `folder` holds no sentence encoder.
+        catalogue.feed.FeedError: there is none, and no titles for the text encoder to have learnt from.
+    """
+    folder = folder or packaged_sentence_encoder()
+    if folder is not None:
+        return SentenceEncoder(folder)
+    if not material.has_pairs:
+        raise FeedError("the feed has no titles to learn the names of categories from; give a label_encoder")
+    return lambda names: embed_names(text_encoder, *encode(material.tokenizer, names))
 
-    encoder = SentenceEncoder(label_encoder) if label_encoder is not None else own_encoder
-    paths = material.taxonomy.paths
-    return neighbours_of_names(paths, encoder, k=min(NEIGHBOURS, len(paths) - 1), naming="leaf")
+
+def feature_codes(
+    paths: Sequence[tuple[str, ...]], encode_names: NameEncoder, source: Literal["names", "taxonomy"] | Path
+) -> FeatureCodes:
+    """The binary codes of the classes.
+
+    Args:
+        paths: of the classes.
+        encode_names: used for "names", hashed to twice as many bits as tell the classes apart.
+        source: see `CategorizeSettings.codes`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, it holds no codes, or not one a class.
+    """
+    if source == "taxonomy":
+        return codes_from_taxonomy(paths)
+    if source == "names":
+        embeddings = encode_names(class_names(paths, "leaf"))
+        bits = 2 * (len(paths) - 1).bit_length()
+        return codes_from_embeddings(embeddings, min(bits, embeddings.shape[1], len(paths) - 1))
+    codes = FeatureCodes.load(Path(source))
+    if codes.classes != len(paths):
+        raise ValueError(f"{source} has codes of {codes.classes} classes, the feed {len(paths)}")
+    return codes
 
 
 def _encoders_and_material(
@@ -279,13 +339,16 @@ def _encoders_and_material(
 
 
 def _samples(feed: Feed) -> list[Product]:
-    """The first held-out products that have an image and a title; the bundle carries them for parity and readiness."""
-    samples: list[Product] = []
+    """The first held-out products, of those with most to show; the bundle carries them for parity and readiness."""
+    whole: list[Product] = []
+    partial: list[Product] = []
     for product in feed:
-        if product.split != "train" and product.images and product.title:
-            samples.append(product)
-            if len(samples) == SAMPLES:
+        if product.split != "train" and (product.images or product.title):
+            (whole if product.images and product.title else partial).append(product)
+            if len(whole) == SAMPLES:
                 break
+            del partial[SAMPLES:]  # enough, should there be no whole ones
+    samples = (whole or partial)[:SAMPLES]
     if not samples:
-        raise FeedError(f"{feed.path} has no held-out product with both an image and a title")
+        raise FeedError(f"{feed.path} has no held-out product with an image or a title")
     return samples

@@ -19,8 +19,9 @@ from models.category_head import CategoryHead
 
 from .embeddings import Embeddings, embed_examples
 from .examples import AugmentedPairs, BatchRequest, Examples
+from .feature_codes import FeatureCodes
 from .labels import LabelScheme, NeighbourTable
-from .losses import LabelLoss
+from .losses import LabelLoss, code_loss
 from .metrics import CategoryMetrics, CategoryReport
 from .train import Batch
 
@@ -51,11 +52,21 @@ class CategoryObjective:
         scheme: makes an epoch's targets of them.
         gamma: focusing exponent of the focal term.
         kl_weight: λ of the KL term; 0 leaves the focal loss alone.
+        codes: for a head of binary features, which is trained by their multi-label loss instead.
     """
 
-    def __init__(self, table: NeighbourTable, scheme: LabelScheme, *, gamma: float, kl_weight: float) -> None:
+    def __init__(
+        self,
+        table: NeighbourTable,
+        scheme: LabelScheme,
+        *,
+        gamma: float,
+        kl_weight: float,
+        codes: FeatureCodes | None = None,
+    ) -> None:
         self.table = table
         self.scheme = scheme
+        self.codes = codes
         self.label_loss = LabelLoss(scheme.targets(table), gamma=gamma, kl_weight=kl_weight)
 
     def start_epoch(self, epoch: int) -> None:
@@ -63,7 +74,9 @@ class CategoryObjective:
         self.label_loss.set_targets(self.scheme.targets(self.table, epoch))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of logits [B, C] against labels [B]."""
+        """The mean loss of a head's logits, [B, C] or [B, F], against labels [B]."""
+        if self.codes is not None:
+            return code_loss(logits, labels, self.codes.codes.to(logits.device))
         return self.label_loss.to(logits.device)(logits, labels)
 
 
@@ -88,6 +101,8 @@ class CategoryEvaluator:
                 rows &= embeddings.image_present[:, 0]
             if use_title:
                 rows &= embeddings.text_present[:, 0]
+            if not rows.any():
+                continue
             metrics = self.new_metrics()
             for batch in rows.nonzero()[:, 0].split(4096):
                 shape = (len(batch), 1)
@@ -97,9 +112,8 @@ class CategoryEvaluator:
                     torch.full(shape, use_image, device=batch.device),
                     torch.full(shape, use_title, device=batch.device),
                 )
-                metrics.update(logits.float().cpu(), embeddings.labels[batch].cpu())
-            if rows.any():
-                reports[modality] = metrics.report()
+                metrics.update(head.class_logits(logits).float().cpu(), embeddings.labels[batch].cpu())
+            reports[modality] = metrics.report()
         return reports
 
     def accuracies(self, head: CategoryHead, embeddings: Embeddings) -> dict[str, float]:

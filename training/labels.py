@@ -33,7 +33,7 @@ BLOCK_BYTES = 64 * 2**20
 TABLE_FORMAT = "shelfwise-neighbour-table-1"
 
 Naming = Literal["leaf", "path"]
-Representation = Literal["one_hot", "uniform", "neighbour_uniform", "neighbour_semantic", "curriculum"]
+Representation = Literal["one_hot", "uniform", "neighbour_uniform", "neighbour_semantic", "curriculum", "binary_codes"]
 SemanticRoute = Literal["similarity", "distance", "share"]
 Array = npt.NDArray[np.floating] | Tensor
 NameEncoder = Callable[[Sequence[str]], Array]
@@ -131,18 +131,25 @@ class LabelScheme:
 
     Attributes:
         representation: see `one_hot`, `uniform`, `neighbour_uniform`, `neighbour_semantic`; `curriculum` is
-            neighbour_semantic hardened every epoch.
+            neighbour_semantic hardened every epoch; `binary_codes` is no distribution: the head learns feature codes
+            (`training/feature_codes.py`), and one_hot stands in where a distribution is asked for.
         route: how neighbour_semantic and curriculum turn similarities into weights.
         alpha: mass off the true class, for uniform, neighbour_uniform and route "share".
         temperature: T of route "distance".
-        epsilon: what curriculum multiplies the mass off the true class by after each epoch.
+        epsilon: what curriculum multiplies the mass off the true class by after each epoch; 0.5 leaves a hundredth of
+            it after the six to eight epochs that trainings here have, 0.9 would suit some fifty.
     """
 
     representation: Representation = "neighbour_semantic"
     route: SemanticRoute = "similarity"
     alpha: float = 0.1
     temperature: float = 0.1
-    epsilon: float = 0.9
+    epsilon: float = 0.5
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the head learns feature codes."""
+        return self.representation == "binary_codes"
 
     def targets(self, table: NeighbourTable, epoch: int = 0) -> NeighbourTable:
         """The target distributions of an epoch, counted from 0; only those of `curriculum` change.
@@ -150,7 +157,7 @@ class LabelScheme:
         Raises:
             ValueError: on an unknown representation or a number out of range, named.
         """
-        if self.representation == "one_hot":
+        if self.representation in ("one_hot", "binary_codes"):
             return one_hot(table)
         if self.representation == "uniform":
             return uniform(table, self.alpha)

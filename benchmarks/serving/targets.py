@@ -25,6 +25,7 @@ from benchmarks.serving.pipeline import Answers
 from client import Categorization, ShelfwiseClient
 
 TIMEOUT = 60.0
+OUTPUTS = ("category", "category_id", "probability", "neighbour_kl")
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -60,15 +61,17 @@ class GrpcTarget:
 
     def prepare(self, images: Sequence[bytes], titles: Sequence[str]) -> service_pb2.ModelInferRequest:
         tensor = service_pb2.ModelInferRequest.InferInputTensor
+        wanted = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         return service_pb2.ModelInferRequest(
             model_name=self.model,
+            outputs=[wanted(name=name) for name in OUTPUTS],
             inputs=[tensor(name=name, datatype="BYTES", shape=(len(images), 1)) for name in ("image", "title")],
             raw_input_contents=[_bytes_tensor(images), _bytes_tensor([title.encode() for title in titles])],
         )
 
     def read(self, answer: service_pb2.ModelInferResponse) -> Answers:
         result = InferResult(answer)
-        arrays = {name: result.as_numpy(name) for name in ("category_id", "probability", "neighbour_kl")}
+        arrays = {name: result.as_numpy(name) for name in OUTPUTS[1:]}
         names = result.as_numpy("category")
         category = np.array([name.decode() for name in names.ravel()], np.object_).reshape(names.shape)
         return Answers(category=category, **arrays)

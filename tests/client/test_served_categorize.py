@@ -165,3 +165,21 @@ def test_request_given_up_in_one_step_is_not_taken_to_the_next(
     time.sleep(0.2)
     assert executed("decode_image") == decoded + 1
     assert executed("image_encoder") == encoded
+
+
+def test_classification_extension_names_the_most_probable_categories(
+    served: ShelfwiseClient, raw: triton.InferenceServerClient
+) -> None:
+    picture = png(drawing())
+    inputs = []
+    for name, value in (("image", picture), ("title", TITLE.encode())):
+        tensor = triton.InferInput(name, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value]], np.object_))
+        inputs.append(tensor)
+    outputs = [triton.InferRequestedOutput("class_probability", class_count=3)]
+    ranked = raw.infer("categorize", inputs, outputs=outputs).as_numpy("class_probability")[0]
+    expected = served.categorize(image=picture, title=TITLE, k=3).categories
+    for text, category in zip(ranked, expected, strict=True):
+        probability, number, label = text.decode().split(":", 2)
+        assert (int(number), label) == (category.id, category.label)
+        assert float(probability) == pytest.approx(category.probability, abs=1e-5)

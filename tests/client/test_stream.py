@@ -25,6 +25,7 @@ from client import (
 from client.client import MAX_REQUEST_BYTES
 from serving.environment import free_ports
 from serving.server import TritonServer
+from tests.triton_state import CANCELLATION_SECONDS, pending_requests, wait_for
 
 from .conftest import REPOSITORY
 
@@ -172,22 +173,26 @@ def test_late_batch_costs_its_own_rows_only(client: ShelfwiseClient) -> None:
     assert labels(list(answers)) == ["d", "e"]
 
 
-def test_closing_the_iterator_drops_what_waits_at_the_server(client: ShelfwiseClient) -> None:
+def test_closing_the_iterator_drops_what_waits_at_the_server(
+    client: ShelfwiseClient, scripted_server: TritonServer, tmp_path: Path
+) -> None:
     before = client.categorize(title="a", k=1).categories[0].id
+    gate = tmp_path / "gate"
 
     def source() -> Iterator[Item]:
         yield Item(title="first")
-        yield Item(title="sleep 1")
-        time.sleep(0.2)  # now the model is asleep, and what follows waits in its queue
+        yield Item(title=f"gate {gate}")
+        wait_for(gate.with_suffix(".entered").exists)  # the model is busy, and what follows waits in its queue
         yield from [Item(title="never")] * 3
 
     answers = client.categorize_many(source(), k=1, batch_size=1, in_flight=5)
     next(answers)
-    time.sleep(0.2)
+    wait_for(lambda: pending_requests(scripted_server, "categorize") == 3)
     answers.close()
+    time.sleep(CANCELLATION_SECONDS)
+    gate.with_suffix(".open").touch()
     after = client.categorize(title="b", k=1).categories[0].id
-    # "first", the sleeping one and "b"; one more where the model woke as the cancellation arrived. Undropped: 6.
-    assert 3 <= after - before <= 4
+    assert after - before == 3  # "first", the one at the gate, and "b"
 
 
 def test_failing_source_ends_the_stream_with_its_own_error(client: ShelfwiseClient) -> None:

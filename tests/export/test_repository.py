@@ -24,6 +24,7 @@ def publish(repository: Path, text: str) -> int:
     with stage_version(repository, "categorize") as staged:
         for model in staged.models:
             (staged.path(model) / "built").write_text(text)
+        (staged.path("categorize") / "labels.txt").write_text(text)
         staged.publish({"text": text})
     return staged.version
 
@@ -37,8 +38,10 @@ def test_versions_count_up_and_two_are_kept(tmp_path: Path) -> None:
 def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
     publish(tmp_path, "a")
     publish(tmp_path, "b")
+    assert (tmp_path / "categorize" / "labels.txt").read_text() == "b"
     assert rollback(tmp_path, "categorize") == 1
     assert (tmp_path / "text_encoder" / "1" / "built").read_text() == "a"
+    assert (tmp_path / "categorize" / "labels.txt").read_text() == "a", "Triton reads the labels beside config.pbtxt"
     assert not (tmp_path / "text_encoder" / "2").exists()
     with pytest.raises(RepositoryError, match="none to go back to"):
         rollback(tmp_path, "categorize")
@@ -79,11 +82,13 @@ def test_an_exported_repository_holds_what_its_models_read(categorize_repository
         "image_encoder/1/model.onnx",
         "image_encoder/1/report.json",
         "category_labels/1/labels.txt",
+        "categorize/labels.txt",
         "categorize/1/release.json",
         "categorize/readiness.json",
     } <= files
     report = json.loads((categorize_repository / "category_head" / "1" / "report.json").read_text())
-    assert {output["output"] for output in report["parity"]} == {"category_id", "probability", "neighbour_kl"}
+    compared = {output["output"] for output in report["parity"]}
+    assert compared == {"category_id", "probability", "neighbour_kl", "class_probability"}
 
 
 def test_neighbour_kl_is_the_divergence_from_the_soft_label(

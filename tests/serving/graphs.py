@@ -63,9 +63,12 @@ def save_python(repository: Path, name: str, source: str, config: str) -> Path:
     return path
 
 
-def install(repository: Path, name: str) -> Path:
-    """Copy a model's files out of the project's model_repository, as the export does. Returns its version folder."""
-    source, target = ROOT / "model_repository" / name, repository / name
+def install(repository: Path, model: str, name: str | None = None) -> Path:
+    """Copy a model's files out of the project's model_repository, as the export does, under another name if given.
+
+    Returns its version folder.
+    """
+    source, target = ROOT / "model_repository" / model, repository / (name or model)
     (target / "1").mkdir(parents=True)
     shutil.copyfile(source / "config.pbtxt", target / "config.pbtxt")
     if (source / "1" / "model.py").exists():
@@ -79,8 +82,8 @@ def install_decode_image(repository: Path, height: int, width: int) -> None:
     (folder / "preprocessing.json").write_text(json.dumps({"height": height, "width": width}))
 
 
-def install_tokenize(repository: Path, tokenizer: Tokenizer, max_length: int) -> None:
-    folder = install(repository, "tokenize")
+def install_tokenize(repository: Path, tokenizer: Tokenizer, max_length: int, name: str = "tokenize") -> None:
+    folder = install(repository, "tokenize", name)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "preprocessing.json").write_text(json.dumps({"max_length": max_length}))
 

@@ -33,6 +33,11 @@ def client(
     repository = tmp_path_factory.mktemp("python-models")
     install_decode_image(repository, HEIGHT, WIDTH)
     install_tokenize(repository, tokenizer, LENGTH)
+    install_tokenize(repository, tokenizer, LENGTH, name="tokenize_full_batches")
+    config = repository / "tokenize_full_batches" / "config.pbtxt"
+    waiting = "dynamic_batching { preferred_batch_size: 32 max_queue_delay_microseconds: 30000000 }"
+    assert "dynamic_batching { }" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
     (install(repository, "category_labels") / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
     return connect(start_server(repository))
 
@@ -42,8 +47,10 @@ def decode(client: InferenceServerClient, images: list[bytes]) -> tuple[np.ndarr
     return result.as_numpy("pixel_values"), result.as_numpy("image_present")
 
 
-def tokenize(client: InferenceServerClient, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    result = client.infer("tokenize", [bytes_input("text", texts)], client_timeout=20)
+def tokenize(
+    client: InferenceServerClient, texts: list[bytes], model: str = "tokenize"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    result = client.infer(model, [bytes_input("text", texts)], client_timeout=20)
     return tuple(result.as_numpy(name) for name in ("input_ids", "attention_mask", "text_present"))  # type: ignore[return-value]
 
 
@@ -173,15 +180,16 @@ def test_invalid_utf8_is_refused_and_named_by_its_row(client: InferenceServerCli
 
 def test_invalid_utf8_fails_alone_in_a_batch(client: InferenceServerClient) -> None:
     texts = [b"leather belt", b"\xff", b"wrist watch", b"handbag"] * 8
+    model = "tokenize_full_batches"  # the same files, but it waits until 32 rows make a batch
     with ThreadPoolExecutor(len(texts)) as callers:
-        answers = [callers.submit(tokenize, client, [text]) for text in texts]
+        answers = [callers.submit(tokenize, client, [text], model) for text in texts]
         for text, answer in zip(texts, answers, strict=True):
             if text == b"\xff":
                 refusal(answer.result)
             else:
                 assert answer.result()[2].all()
-    batches = client.get_inference_statistics("tokenize").model_stats[0].batch_stats
-    assert any(batch.batch_size > 2 for batch in batches)
+    batches = client.get_inference_statistics(model).model_stats[0].batch_stats
+    assert [batch.batch_size for batch in batches] == [32]
 
 
 # category_labels

@@ -1,13 +1,14 @@
 """A model with the tensors of `categorize` whose behaviour is chosen by the title, for tests of the client.
 
-"sleep 0.5" takes half a second; "refuse" and "break" fail the whole request with INVALID_ARGUMENT and INTERNAL. Every
-row that is answered says what arrived and how many rows this instance has executed before, which shows whether a
-request that its client gave up was executed all the same.
+"sleep 0.5" takes half a second; "gate PATH" touches PATH.entered and waits for PATH.open; "refuse" and "break" fail the
+whole request with INVALID_ARGUMENT and INTERNAL. Every row that is answered says what arrived and how many rows this
+instance has executed before, which shows whether a request that its client gave up was executed all the same.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,9 +28,13 @@ class TritonPythonModel:
         executed_before = self.executed
         self.executed += len(titles)
         for row, title in enumerate(titles):
-            word, _, seconds = title.decode().partition(" ")
+            word, _, value = title.decode().partition(" ")
             if word == "sleep":
-                time.sleep(float(seconds))
+                time.sleep(float(value))
+            if word == "gate":
+                Path(f"{value}.entered").touch()
+                while not Path(f"{value}.open").exists():
+                    time.sleep(0.01)
             if word == "refuse":
                 return self.failure(f"row {row} is refused", pb_utils.TritonError.INVALID_ARG)
             if word == "break":
