@@ -51,10 +51,7 @@ def main(quick: bool, output: Path) -> None:
     ):
         for row in measured:
             rows.append(row)
-            print(
-                *(f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()),
-                flush=True,
-            )
+            print({name: value for name, value in row.items() if name != "noise"}, flush=True)
             path = write("growth", rows, PACKAGES, output)
     print("Wrote", path, *write_report(path))
 

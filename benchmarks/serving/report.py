@@ -16,8 +16,7 @@ def goals_table(rows: Rows) -> str:
     lines: list[list[Any]] = []
     for row in rows:
         if row["measured"] == "goal":
-            sign = "≤" if row["goal"].startswith("p") else "≥"
-            lines.append([row["subject"], row["goal"], f"{sign} {row['limit']:g}", row["ratio"], row.get("reached")])
+            lines.append([row["subject"], row["goal"], row["limit"], row["ratio"], row.get("reached")])
         elif row["measured"] == "JPEG decoding":
             text = f"JPEG 1000×1000 → 224×224 over plain Pillow (within {row['mean_pixel_difference']:.2g}/255)"
             lines.append(["", text, "≥ 5", row["ratio"], row["reached"]])

@@ -56,9 +56,7 @@ def rivals_environment() -> Path:
     """The environment that runs the rivals. Raises RivalError, saying how to make it, where there is none."""
     root = Path(os.environ.get(ENVIRONMENT_VARIABLE) or ROOT / ".venv-rivals")
     if not (root / "bin" / "python").exists():
-        raise RivalError(
-            f"{root} is missing; make it with `make .venv-rivals`, or name another by {ENVIRONMENT_VARIABLE}"
-        )
+        raise RivalError(f"{root} is missing; make it with `make rivals`, or name another by {ENVIRONMENT_VARIABLE}")
     return root
 
 

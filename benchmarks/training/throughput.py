@@ -54,9 +54,7 @@ def main(quick: bool, output: Path) -> None:
     rows: list[Row] = []
     for row in measure(quick):
         rows.append(row)
-        print(
-            *(f"{name} {value:.4g}" if isinstance(value, float) else value for name, value in row.items()), flush=True
-        )
+        print({name: value for name, value in row.items() if name != "noise"}, flush=True)
         path = write("training", rows, PACKAGES, output)
     print("Wrote", path, *write_report(path))
 
