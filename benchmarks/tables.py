@@ -45,9 +45,8 @@ def provenance(record: dict[str, Any]) -> str:
 def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     """Name of a table in the README -> the file of results and how it is made from its rows."""
     from benchmarks.growth.report import growth_table
-    from benchmarks.training.report import training_table
-
     from benchmarks.serving import report as serving
+    from benchmarks.training.report import training_table
 
     return {
         "serving-goals": ("serving", serving.goals_table),

@@ -99,10 +99,11 @@ def open_table(rows: Rows) -> str:
 
 def sweep_table(rows: Rows) -> str:
     """Every setting of the sweep, and the recommended fragment of config.pbtxt."""
-    columns = ("instances", "threads", "delay_microseconds", "p50_at_1_ms", "p50_at_8_ms", "products_per_second_at_8")
+    settings = ("instances", "threads", "delay_microseconds", "rate_limited")
+    columns = (*settings, "p50_at_1_ms", "p50_at_8_ms", "products_per_second_at_8")
     lines = [[row.get(name) for name in columns] for row in rows if row["measured"] == "sweep"]
-    heads = ("instances", "threads", "longest queue delay µs", "p50 ms at 1", "p50 ms at 8", "products/s at 8")
-    text = markdown(heads, lines)
+    heads = ("instances", "threads", "longest queue delay µs", "cores reserved", "p50 ms at 1", "p50 ms at 8")
+    text = markdown((*heads, "products/s at 8"), lines)
     for row in rows:
         if row["measured"] == "sweep, recommended":
             text += f"\n\nRecommended for the encoders of {row['subject']}:\n\n```\n{row['fragment']}```"

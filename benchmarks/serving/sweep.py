@@ -1,6 +1,7 @@
 """Which scheduling suits this machine: encoder instances × intra-op threads × longest queue delay, each on a server.
 
-Only combinations with instances × threads ≤ cores are tried: more threads than cores is the commonest way to make
+Each pair of instances and threads is also run under Triton's rate limiter, with the cores as the resource: a model
+starts only when the cores that it wants are free, and what arrives meanwhile makes its next batch. Only combinations with instances × threads ≤ cores are tried: more threads than cores is the commonest way to make
 Triton slow on a CPU. The recommendation is the highest throughput at concurrency 8 among the settings whose median at
 concurrency 1 is within a tenth of the best, written as the fragment to put into the encoders' config.pbtxt.
 """
@@ -22,6 +23,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.subjects import Subject
 from benchmarks.serving.targets import GrpcTarget
+from serving.readiness import is_ensemble
 from serving.server import TritonServer
 
 ENCODERS = ("image_encoder", "text_encoder")
@@ -36,11 +38,14 @@ class Setting:
     instances: int
     threads: int
     delay_microseconds: int
+    rate_limited: bool = False
 
     def apply(self, config: ModelConfig) -> None:
-        """Write the setting into a model's configuration."""
+        """Write the setting into an encoder's configuration."""
         del config.instance_group[:]
         config.instance_group.add(count=self.instances)
+        if self.rate_limited:
+            reserve(config, self.threads)
         config.parameters["intra_op_thread_count"].string_value = str(self.threads)
         config.dynamic_batching.max_queue_delay_microseconds = self.delay_microseconds
 
@@ -52,17 +57,27 @@ class Setting:
         return text if self.delay_microseconds else text.replace("  max_queue_delay_microseconds: 0\n", "")
 
 
+def available_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def reserve(config: ModelConfig, cores: int) -> None:
+    """Let a model run only when so many cores are free."""
+    for group in config.instance_group:
+        resource = group.rate_limiter.resources.add(name="cores", count=cores)
+        setattr(resource, "global", True)  # a word of Python's
+
+
 def settings(quick: bool) -> list[Setting]:
     """What is tried on this machine's cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     counts = sorted({1, cores})
     pairs = [(instances, threads) for instances, threads in itertools.product(counts, counts)]
     fitting = [pair for pair in pairs if pair[0] * pair[1] <= cores]
-    return [
-        Setting(*pair, delay)
-        for pair in fitting
-        for delay in (DELAYS_MICROSECONDS[:1] if quick else DELAYS_MICROSECONDS)
-    ]
+    delays = DELAYS_MICROSECONDS[:1] if quick else DELAYS_MICROSECONDS
+    free = [Setting(*pair, delay) for pair in fitting for delay in delays]
+    return free + [Setting(*pair, 0, rate_limited=True) for pair in fitting]
 
 
 def measure(subject: Subject, seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
@@ -87,7 +102,7 @@ def recommendation(subject: Subject, rows: list[dict[str, Any]]) -> dict[str, An
     quickest = min(row["p50_at_1_ms"] for row in rows)
     quick_ones = [row for row in rows if row["p50_at_1_ms"] <= LATENCY_SLACK * quickest]
     best = max(quick_ones, key=lambda row: row["products_per_second_at_8"])
-    setting = Setting(best["instances"], best["threads"], best["delay_microseconds"])
+    setting = Setting(best["instances"], best["threads"], best["delay_microseconds"], best["rate_limited"])
     return {
         "measured": "sweep, recommended",
         "subject": subject.name,
@@ -107,8 +122,18 @@ def _measure_setting(
             config = text_format.Parse(path.read_text(), ModelConfig())
             setting.apply(config)
             path.write_text(text_format.MessageToString(config))
+        options: list[str] = []
+        if setting.rate_limited:
+            options = ["--rate-limit=execution_count", f"--rate-limit-resource=cores:{available_cores()}"]
+            for path in repository.glob("*/config.pbtxt"):
+                config = text_format.Parse(path.read_text(), ModelConfig())
+                if path.parent.name not in ENCODERS and not is_ensemble(config):
+                    reserve(config, 1)
+                    path.write_text(text_format.MessageToString(config))
         log = Path(folder) / "triton.log"
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(
+            repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log, triton_options=options
+        ) as server:
             assert server.process is not None
             target = GrpcTarget("triton", server.url, server.process.pid)
             requests = [target.prepare([image], [title]) for image, title in zip(images, titles, strict=True)]

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import run, tables
 from benchmarks.growth.growth import exponents, slope
+from benchmarks.isolated import in_own_process
 from benchmarks.training.throughput import check_losses, extrapolation
 
 RUN = Path(run.__file__)
@@ -94,3 +95,17 @@ def test_the_scaling_law_extrapolates_what_is_linear_in_classes():
 
 def test_the_head_is_timed_with_two_losses_that_are_the_same():
     check_losses()
+
+
+def allocate(megabytes: int) -> int:
+    return len(bytearray(b"x") * (megabytes * 1_000_000))
+
+
+def test_peak_memory_is_that_of_the_call_alone():
+    held = bytearray(b"x") * 300_000_000  # of this process: none of the call's business
+    for megabytes in (0, 200):
+        size, peak = in_own_process(allocate, megabytes)
+        assert size == megabytes * 1_000_000
+        assert size <= peak + 1_000_000
+        assert peak < size + 50_000_000
+    assert held

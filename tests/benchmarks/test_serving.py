@@ -138,11 +138,11 @@ def test_noise_is_the_spread_over_the_rounds():
 
 
 def test_the_recommended_setting_is_the_fastest_of_those_that_do_not_cost_latency():
-    rows = [
-        {"instances": 1, "threads": 2, "delay_microseconds": 0, "p50_at_1_ms": 4.0, "products_per_second_at_8": 200.0},
-        {"instances": 2, "threads": 1, "delay_microseconds": 0, "p50_at_1_ms": 4.3, "products_per_second_at_8": 260.0},
-        {"instances": 2, "threads": 1, "delay_microseconds": 2000, "p50_at_1_ms": 8.0, "products_per_second_at_8": 3e2},
-    ]  # fmt: skip
+    def row(instances: int, threads: int, delay: int, p50: float, rate: float) -> dict:
+        setting = vars(sweep.Setting(instances, threads, delay))
+        return setting | {"p50_at_1_ms": p50, "products_per_second_at_8": rate}
+
+    rows = [row(1, 2, 0, 4.0, 200.0), row(2, 1, 0, 4.3, 260.0), row(2, 1, 2000, 8.0, 300.0)]
     fragment = sweep.recommendation(_named("small"), rows)["fragment"]
     assert "count: 2" in fragment
     assert 'string_value: "1"' in fragment
