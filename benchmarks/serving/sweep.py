@@ -1,9 +1,10 @@
 """Which scheduling suits this machine: encoder instances × intra-op threads × longest queue delay, each on a server.
 
 Each pair of instances and threads is also run under Triton's rate limiter, with the cores as the resource: a model
-starts only when the cores that it wants are free, and what arrives meanwhile makes its next batch. Only combinations with instances × threads ≤ cores are tried: more threads than cores is the commonest way to make
-Triton slow on a CPU. The recommendation is the highest throughput at concurrency 8 among the settings whose median at
-concurrency 1 is within a tenth of the best, written as the fragment to put into the encoders' config.pbtxt.
+starts only when the cores that it wants are free, and what arrives meanwhile makes its next batch. Only combinations
+with instances × threads ≤ cores are tried: more threads than cores is the commonest way to make Triton slow on a CPU.
+The recommendation is the highest throughput at concurrency 8 among the settings whose median at concurrency 1 is
+within a tenth of the best, written as the fragment to put into the encoders' config.pbtxt.
 """
 
 from __future__ import annotations
