@@ -32,8 +32,9 @@ def plot(path: Path) -> Path | None:
     if roof:
         axes.plot(*zip(*roof, strict=True), color="black", label="copy of the same bytes")
     for number, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
-        points = [(megabytes(row), row["gbytes_per_s"]) for row in rows if row["variant"] == variant]
-        axes.scatter(*zip(*points, strict=True), s=18, color=f"C{number % 10}", label=variant)
+        own = [row for row in rows if row["variant"] == variant]
+        heights = [row["gbytes_per_s"] for row in own]
+        axes.scatter([megabytes(row) for row in own], heights, s=18, color=f"C{number % 10}", label=variant)
     axes.set(xscale="log", xlabel="megabytes a call must move", ylabel="gigabytes a second", ylim=(0, None))
     axes.legend(fontsize=6)
     figure.tight_layout()
