@@ -27,7 +27,7 @@ INSTALL_KERNELS = "pip install torch triton"
 
 def run_suite(suite: str, only: str | None, *, quick: bool, output: Path) -> list[str]:
     """Runs the modules of a suite, or the one that is called `only`. Returns what went wrong, a sentence a module."""
-    modules = [module for module in SUITES[suite] if only in (None, module.rsplit(".", 1)[1])]
+    modules = [module for module in SUITES[suite] if only in (None, module.rpartition(".")[2])]
     failures = []
     for module in modules:
         print(f"== {suite}: {module}", flush=True)
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/run.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="SUITE")
     for suite in (*SUITES, "all"):
-        modules = ", ".join(module.rsplit(".", 1)[1] for module in SUITES.get(suite, ())) or "every suite"
+        modules = ", ".join(module.rpartition(".")[2] for module in SUITES.get(suite, ())) or "every suite"
         command = commands.add_parser(suite, help=modules)
         command.add_argument("--quick", action="store_true", help="fewer sizes and repetitions: minutes, not tens")
         command.add_argument(
@@ -74,7 +74,7 @@ def main() -> None:
         write_readme()
         return
     suites = SUITES if arguments.command == "all" else (arguments.command,)
-    names = [module.rsplit(".", 1)[1] for suite in suites for module in SUITES[suite]]
+    names = [module.rpartition(".")[2] for suite in suites for module in SUITES[suite]]
     if arguments.only not in (None, *names):
         parser.error(f"{arguments.command} has no module {arguments.only!r}; it has {', '.join(names)}")
     failures = [
