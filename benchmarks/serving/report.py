@@ -99,10 +99,10 @@ def open_table(rows: Rows) -> str:
 
 def sweep_table(rows: Rows) -> str:
     """Every setting of the sweep, and the recommended fragment of config.pbtxt."""
-    settings = ("instances", "threads", "delay_microseconds", "rate_limited")
+    settings = ("instances", "threads", "delay_microseconds", "in_turns")
     columns = (*settings, "p50_at_1_ms", "p50_at_8_ms", "products_per_second_at_8")
     lines = [[row.get(name) for name in columns] for row in rows if row["measured"] == "sweep"]
-    heads = ("instances", "threads", "longest queue delay µs", "cores reserved", "p50 ms at 1", "p50 ms at 8")
+    heads = ("instances", "threads", "longest queue delay µs", "steps take turns", "p50 ms at 1", "p50 ms at 8")
     text = markdown((*heads, "products/s at 8"), lines)
     for row in rows:
         if row["measured"] == "sweep, recommended":

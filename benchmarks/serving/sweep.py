@@ -1,10 +1,10 @@
 """Which scheduling suits this machine: encoder instances × intra-op threads × longest queue delay, each on a server.
 
-Each pair of instances and threads is also run under Triton's rate limiter, with the cores as the resource: a model
-starts only when the cores that it wants are free, and what arrives meanwhile makes its next batch. Only combinations
-with instances × threads ≤ cores are tried: more threads than cores is the commonest way to make Triton slow on a CPU.
-The recommendation is the highest throughput at concurrency 8 among the settings whose median at concurrency 1 is
-within a tenth of the best, written as the fragment to put into the encoders' config.pbtxt.
+Each pair of instances and threads is also run under Triton's rate limiter with one resource that every model wants:
+the steps take turns, each with all cores, and what arrives meanwhile makes the next batch. Only combinations with
+instances × threads ≤ cores are tried: more threads than cores is the commonest way to make Triton slow on a CPU. The
+recommendation is the highest throughput at concurrency 8 among the settings whose median at concurrency 1 is within a
+tenth of the best, written as the fragment to put into the encoders' config.pbtxt.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Setting:
     instances: int
     threads: int
     delay_microseconds: int
-    rate_limited: bool = False
+    in_turns: bool = False
 
     def apply(self, config: ModelConfig) -> None:
         """Write the setting into an encoder's configuration."""
         del config.instance_group[:]
         config.instance_group.add(count=self.instances)
-        if self.rate_limited:
-            reserve(config, self.threads)
+        if self.in_turns:
+            take_turns(config)
         config.parameters["intra_op_thread_count"].string_value = str(self.threads)
         config.dynamic_batching.max_queue_delay_microseconds = self.delay_microseconds
 
@@ -58,27 +58,23 @@ class Setting:
         return text if self.delay_microseconds else text.replace("  max_queue_delay_microseconds: 0\n", "")
 
 
-def available_cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def reserve(config: ModelConfig, cores: int) -> None:
-    """Let a model run only when so many cores are free."""
+def take_turns(config: ModelConfig) -> None:
+    """Let a model's instances run only while no other model that takes turns does, under --rate-limit."""
     for group in config.instance_group:
-        resource = group.rate_limiter.resources.add(name="cores", count=cores)
+        resource = group.rate_limiter.resources.add(name="turn", count=1)
         setattr(resource, "global", True)  # a word of Python's
 
 
 def settings(quick: bool) -> list[Setting]:
     """What is tried on this machine's cores."""
-    cores = available_cores()
+    cores = len(os.sched_getaffinity(0))
     counts = sorted({1, cores})
     pairs = [(instances, threads) for instances, threads in itertools.product(counts, counts)]
     fitting = [pair for pair in pairs if pair[0] * pair[1] <= cores]
     delays = DELAYS_MICROSECONDS[:1] if quick else DELAYS_MICROSECONDS
     free = [Setting(*pair, delay) for pair in fitting for delay in delays]
-    return free + [Setting(*pair, 0, rate_limited=True) for pair in fitting]
+    # In turns a second instance never has anything to do.
+    return free + [Setting(*pair, 0, in_turns=True) for pair in fitting if pair[0] == 1]
 
 
 def measure(subject: Subject, seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
@@ -103,7 +99,7 @@ def recommendation(subject: Subject, rows: list[dict[str, Any]]) -> dict[str, An
     quickest = min(row["p50_at_1_ms"] for row in rows)
     quick_ones = [row for row in rows if row["p50_at_1_ms"] <= LATENCY_SLACK * quickest]
     best = max(quick_ones, key=lambda row: row["products_per_second_at_8"])
-    setting = Setting(best["instances"], best["threads"], best["delay_microseconds"], best["rate_limited"])
+    setting = Setting(best["instances"], best["threads"], best["delay_microseconds"], best["in_turns"])
     return {
         "measured": "sweep, recommended",
         "subject": subject.name,
@@ -124,12 +120,12 @@ def _measure_setting(
             setting.apply(config)
             path.write_text(text_format.MessageToString(config))
         options: list[str] = []
-        if setting.rate_limited:
-            options = ["--rate-limit=execution_count", f"--rate-limit-resource=cores:{available_cores()}"]
+        if setting.in_turns:
+            options = ["--rate-limit=execution_count"]
             for path in repository.glob("*/config.pbtxt"):
                 config = text_format.Parse(path.read_text(), ModelConfig())
                 if path.parent.name not in ENCODERS and not is_ensemble(config):
-                    reserve(config, 1)
+                    take_turns(config)
                     path.write_text(text_format.MessageToString(config))
         log = Path(folder) / "triton.log"
         with TritonServer(

@@ -2,7 +2,8 @@
 
 Triton adds up, for every model, how long requests waited (queue), how long their tensors took in and out of the
 backend (input, output) and how long it computed (infer). What the ensemble's requests took beyond the sum of its steps
-is the cost of the ensemble itself; what a caller waited beyond that is gRPC and the client.
+is the cost of the ensemble itself; what a caller waited beyond that is gRPC and the client. A step gives its tensors
+back while the next one starts already, so the parts can add up to a little more than the whole.
 """
 
 from __future__ import annotations

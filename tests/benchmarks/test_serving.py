@@ -50,7 +50,7 @@ def test_a_batch_is_answered_row_by_row(categorize_server: TritonServer, product
     assert "products 0 to 4" in mistake(target, products, shifted, batch=5)
 
 
-def test_the_breakdown_holds_every_step_and_no_more_time_than_callers_waited(
+def test_the_breakdown_holds_every_step_and_computes_no_longer_than_callers_waited(
     categorize_server: TritonServer, categorize_repository: Path, products: list[Product]
 ):
     assert categorize_server.process is not None
@@ -64,9 +64,9 @@ def test_the_breakdown_holds_every_step_and_no_more_time_than_callers_waited(
     rows = triton_statistics.breakdown(before, after, steps, waited)
     assert [row["step"] for row in rows] == [*steps, "ensemble", "gRPC and client"]
     assert all(row["mean_batch"] == 1 for row in rows[: len(steps)])
-    total = sum(value for row in rows for name, value in row.items() if name.endswith("_ms"))
-    assert 0 < total <= waited * 1.0001
-    assert all(row["infer_ms"] > 0 for row in rows[: len(steps)])
+    computing = [row["infer_ms"] for row in rows[: len(steps)]]
+    assert all(time > 0 for time in computing)
+    assert sum(computing) <= waited  # one step after the other
 
 
 def answers() -> Answers:
