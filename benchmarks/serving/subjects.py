@@ -87,10 +87,12 @@ def products_to_ask() -> list[Product]:
 
 def subject(name: str) -> Subject:
     """The subject of a name in `ENCODERS`, exported if no current repository lies under runs/benchmarks."""
-    folder = ROOT / "runs" / "benchmarks" / f"{name.replace('/', '')}-{_fingerprint()}"
+    short = name.replace("/", "")
+    folder = ROOT / "runs" / "benchmarks" / f"{short}-{_fingerprint()}"
     products = products_to_ask()
     if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        for outdated in folder.parent.glob(f"{short}-*"):
+            shutil.rmtree(outdated)
         save_bundle(folder / "bundle", random_bundle(name, products))
         export_categorizer(folder / "bundle", folder / "model_repository")
         (folder / "complete").touch()

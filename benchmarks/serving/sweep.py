@@ -28,8 +28,9 @@ from serving.readiness import is_ensemble
 from serving.server import TritonServer
 
 ENCODERS = ("image_encoder", "text_encoder")
-DELAYS_MICROSECONDS = (0, 500, 2000)
+DELAYS_MICROSECONDS = (0, 2000)
 LATENCY_SLACK = 1.10
+RATE_LIMIT = "--rate-limit=execution_count"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class Setting:
         config = ModelConfig()
         self.apply(config)
         text = text_format.MessageToString(config)
-        return text if self.delay_microseconds else text.replace("  max_queue_delay_microseconds: 0\n", "")
+        text = text if self.delay_microseconds else text.replace("  max_queue_delay_microseconds: 0\n", "")
+        if self.in_turns:
+            text = f"# The rate limiter in every model; serve with --triton-option={RATE_LIMIT}\n{text}"
+        return text
 
 
 def take_turns(config: ModelConfig) -> None:
@@ -121,7 +125,7 @@ def _measure_setting(
             path.write_text(text_format.MessageToString(config))
         options: list[str] = []
         if setting.in_turns:
-            options = ["--rate-limit=execution_count"]
+            options = [RATE_LIMIT]
             for path in repository.glob("*/config.pbtxt"):
                 config = text_format.Parse(path.read_text(), ModelConfig())
                 if path.parent.name not in ENCODERS and not is_ensemble(config):
