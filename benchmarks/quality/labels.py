@@ -190,10 +190,10 @@ def labels_table(rows: list[dict[str, Any]]) -> str:
         )
     return (
         f"{markdown(columns, lines)}\n\n"
-        "Mean ± standard deviation over three seeds, test split. near: of the first five answers, how many are among the\n"
-        "20 nearest labels of the true one (in brackets: with the label itself counted); ÷: against focal alone; all: share\n"
-        "of items whose five are all there, the label counted; height: mean taxonomy distance of the wrong first answers;\n"
-        "ECE: expected calibration error."
+        "Mean ± standard deviation over the seeds, test split. near: of the first five answers, how many are among\n"
+        "the 20 nearest labels of the true one (in brackets: with the label itself counted); ÷: against focal alone;\n"
+        "all: share of items whose five are all there, the label counted; height: mean taxonomy distance of the wrong\n"
+        "first answers; ECE: expected calibration error."
     )
 
 

@@ -38,8 +38,12 @@ class Connection(Protocol):
 class Target(Protocol):
     """A server under load, and how to talk to it."""
 
-    name: str
-    pid: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pid(self) -> int:
+        """Of the server's first process."""
 
     def connect(self) -> Connection: ...
 

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from catalogue.product import Product
 from catalogue.sample import sample_products
 from catalogue.taxonomy import Taxonomy
-from export.categorize import export_categorizer
+from export.bundles import export_bundle
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
 from models.encoders import (
@@ -94,7 +94,7 @@ def subject(name: str) -> Subject:
         for outdated in folder.parent.glob(f"{short}-*"):
             shutil.rmtree(outdated)
         save_bundle(folder / "bundle", random_bundle(name, products))
-        export_categorizer(folder / "bundle", folder / "model_repository")
+        export_bundle(folder / "bundle", folder / "model_repository")
         (folder / "complete").touch()
     return Subject(name, folder / "model_repository", folder / "bundle", products)
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,7 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
                 identity = own.identity | {"client": "perf_analyzer"}
                 loads.append(
                     Load(
-                        identity,
-                        lambda concurrency=concurrency: perf_analyzer.closed_loop(
-                            server.url, products, concurrency, 1, plan.window
-                        ),
+                        identity, partial(perf_analyzer.closed_loop, server.url, products, concurrency, 1, plan.window)
                     )
                 )
             yield from in_rounds(loads, plan)
@@ -256,15 +254,14 @@ def open_loop_rows(
             "share_of_capacity": share,
             "batch": 1,
         }
+        rate = share * capacity
+
         seeds = iter(range(plan.rounds))  # other arrivals in every round, the same ones in every run
-        loads.append(
-            Load(
-                identity,
-                lambda share=share, seeds=seeds: open_loop(
-                    target, requests, share * capacity, plan.open_loop_window, next(seeds)
-                ),
-            )
-        )
+
+        def next_round(rate: float = rate, seeds: Iterator[int] = seeds) -> Window:
+            return open_loop(target, requests, rate, plan.open_loop_window, next(seeds))
+
+        loads.append(Load(identity, next_round))
     yield from in_rounds(loads, plan)
 
 
