@@ -238,7 +238,6 @@ VARIANTS = (
         is_ours=True,
     ),
     Variant("kernel in tiles of 32 tokens", lambda: kernel_alone(32), ("graph",), in_quick=False),
-    Variant("kernel in tiles of 64 tokens", lambda: kernel_alone(64), ("graph",), in_quick=False),
     Variant("kernel in tiles of 128 tokens", lambda: kernel_alone(128), ("graph",), in_quick=False),
     Variant("torch eager, padded", lambda: on_padded(padded_matcher)),
     Variant("torch.compile max-autotune, padded", compiled),
