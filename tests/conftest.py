@@ -112,11 +112,15 @@ def colour_bundle(colour_feed: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The colour matcher exported to a repository of its own."""
-    from export.match_colours import export_colour_matcher
+    """The colour matcher exported to a repository of its own, by the command that takes bundles of every system."""
+    from typer.testing import CliRunner
+
+    import shelfwise
 
     repository = tmp_path_factory.mktemp("served") / "model_repository"
-    export_colour_matcher(colour_bundle, repository)
+    result = CliRunner().invoke(shelfwise.app, ["export", str(colour_bundle), "--repository", str(repository)])
+    assert result.exit_code == 0, result.output
+    assert "version 1 published" in result.output
     return repository
 
 
