@@ -10,7 +10,7 @@ RUNS    ?= runs
 FEED    := $(if $(DATA),$(DATA),$(RUNS)/sample.parquet)
 NAME    := $(basename $(notdir $(FEED)))
 
-.PHONY: install demo test lint typecheck clean $(addprefix demo-,$(SYSTEMS))
+.PHONY: install demo test lint typecheck rivals clean $(addprefix demo-,$(SYSTEMS))
 
 # Two environments, as in production: the project's own, and the server's (serving/requirements.txt).
 install: .venv/.installed .venv-server/.installed
@@ -23,6 +23,15 @@ install: .venv/.installed .venv-server/.installed
 
 .venv-server/.installed: .venv/.installed serving/requirements.txt serving/requirements-models.txt serving/constraints.txt
 	$(BIN)/python -c "from serving.environment import server_environment; server_environment()"
+	touch $@
+
+# What benchmarks/run.py serving compares with, in an environment of its own.
+rivals: .venv-rivals/.installed
+
+.venv-rivals/.installed: benchmarks/serving/rivals/requirements.txt benchmarks/serving/rivals/constraints.txt
+	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --constraint benchmarks/serving/rivals/constraints.txt \
+		--requirement benchmarks/serving/rivals/requirements.txt
 	touch $@
 
 # The pipeline on a page: feed -> train -> export -> serve, ask, measure.

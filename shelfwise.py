@@ -3,6 +3,8 @@
     shelfwise sample PATH                     draw a catalogue to try everything on
     shelfwise train categorize FEED --run DIR train, resume, and write DIR/bundle; match-colours likewise
     shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
+    shelfwise repository check                do configurations and files fit, can the plans run here
+    shelfwise repository roll-out             a running server takes the newest version without a failed request
     shelfwise rollback                        back to the version before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
@@ -34,6 +36,8 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a system on a product 
 labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
 app.add_typer(train_app, name="train")
 app.add_typer(labels_app, name="labels")
+repository_app = typer.Typer(no_args_is_help=True, help="Check a model repository; take a new version into service.")
+app.add_typer(repository_app, name="repository")
 
 REPOSITORY = Path(__file__).resolve().parent / "model_repository"
 
@@ -170,18 +174,34 @@ def train_match_colours(
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, from `shelfwise train`.")],
     repository: RepositoryOption = REPOSITORY,
+    target: Annotated[str, typer.Option(help="What will run it: cpu, gpu (ONNX Runtime) or tensorrt.")] = "cpu",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16, int8, int8-dynamic, fp8; default fp32 on cpu, else fp16.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
+    ] = False,
+    feed: Annotated[Path | None, typer.Option(help="Feed to calibrate int8 and fp8 on; else the bundle's few.")] = None,
 ) -> None:
     """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
-    from export.categorize import export_categorizer
-    from export.match_colours import export_colour_matcher
+    from export.bundles import export_bundle
     from export.onnx_graphs import ExportError
     from export.parity import ParityError
-    from training.bundle import BundleError, system_of
+    from export.precision import Precision, Runtime
+    from export.repository import RepositoryError
+    from export.system import ExportTarget
+    from training.bundle import BundleError
 
     try:
-        export_bundle = export_colour_matcher if system_of(bundle) == "match-colours" else export_categorizer
-        report = export_bundle(bundle, repository, progress=typer.echo)
-    except (BundleError, ExportError, ParityError, OSError) as error:
+        wanted = ExportTarget(
+            Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
+        )
+        calibration = _open(feed, None, None, "skip") if feed else None
+        report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
+    except (BundleError, ExportError, ParityError, RepositoryError, ValueError, OSError) as error:
         fail(error)
     for model, outputs in report.parity.items():
         for output in outputs:
@@ -190,7 +210,11 @@ def export(
                 if output.agreement is not None
                 else f"cosine {output.cosine:.7f}  largest difference {output.difference:.1e}"
             )
-            typer.echo(f"  {model:14} {output.output:14} {figures}  ({output.rows} real inputs)")
+            typer.echo(
+                f"  {model:14} {report.precision[model]:13} {output.output:17} {figures}  ({output.rows} real inputs)"
+            )
+        if report.kept[model]:
+            typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
     typer.echo(f"{report.repository}: version {report.version} published")
 
 
@@ -207,6 +231,51 @@ def rollback(
         typer.echo(f"{ensemble} is back at version {roll_back(repository, ensemble)}; restart the server to serve it")
     except RepositoryError as error:
         fail(error)
+
+
+@repository_app.command("check")
+def repository_check(
+    repository: RepositoryOption = REPOSITORY,
+    triton: Annotated[bool, typer.Option("--triton", help="Also start Triton on it and ask every ensemble.")] = False,
+) -> None:
+    """Check every model's configuration against its files: what Triton would refuse, and what it would not notice."""
+    import os
+
+    from export.check import check_repository
+    from export.repository import RepositoryError
+    from serving.environment import ServerEnvironmentError
+    from serving.readiness import NotReady
+    from serving.server import ServerError, TritonServer
+
+    try:
+        models = check_repository(repository)
+        typer.echo(f"{repository}: {', '.join(models)} fit their files")
+        if triton:
+            log = Path(os.devnull)  # a failure carries what Triton says about it
+            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+                typer.echo("Triton loads them, and every ensemble answers")
+    except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
+        fail(error)
+
+
+@repository_app.command("roll-out")
+def repository_roll_out(
+    ensemble: Annotated[str, typer.Argument(help="Which ensemble's newest version to serve.")] = "categorize",
+    repository: RepositoryOption = REPOSITORY,
+    url: UrlOption = "127.0.0.1:8001",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds a model may take to load.")] = 120.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Have a running server (serve --model-control) take the newest version: load, ask, switch, unload the old one."""
+    from serving.readiness import NotReady
+    from serving.roll_out import RollOutError, roll_out
+
+    try:
+        versions = roll_out(url, repository, ensemble, timeout, credentials=_credentials(ca), headers=_headers(header))
+    except (RollOutError, NotReady, ValueError, OSError) as error:
+        fail(error)
+    typer.echo(f"{ensemble}: {versions.new} serves, {versions.old} is unloaded")
 
 
 @app.command()

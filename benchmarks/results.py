@@ -1,6 +1,7 @@
 """Writes what a benchmark measured as JSON: rows beside the machine, the versions, the commit and the date.
 
-A figure that was not measured is the string "not measured", never an estimate.
+A figure that was not measured is the string "not measured", never an estimate. A row's "noise" maps the names of its
+figures to the spread that they had in the run (largest less smallest over median): what `compare` calls a change.
 """
 
 from __future__ import annotations
@@ -73,6 +74,21 @@ def write(name: str, rows: list[dict[str, Any]], packages: Iterable[str], folder
     aside.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(aside, path)
     return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that `write` wrote.
+
+    Raises:
+        ValueError: it is no JSON object with rows; names the file.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
+        raise ValueError(f"{path} holds no rows: it is no file of benchmark results")
+    return record
 
 
 def _processor() -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,75 +14,48 @@ import torch
 from torch import Tensor
 
 import catalogue.images
-from catalogue.atomic import atomic_file
+from catalogue.feed import Feed, FeedError
 from catalogue.images import decode_image
 from catalogue.product import PATH_SEPARATOR, Product
 from models.tokenizer import encode
-from training.bundle import CategorizerBundle, load_bundle
+from training.bundle import CategorizerBundle
 
-from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, ServedCategoryHead, export_onnx
-from .parity import OutputParity, check_parity, run_torch
-from .repository import SOURCE, stage_version
+from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, ServedCategoryHead
+from .system import ServedSystem
 
 ENSEMBLE = "categorize"
+CALIBRATION_PRODUCTS = 256
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export published: the version, and how each graph compares with PyTorch on `rows` real inputs."""
+def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Feed | None = None) -> ServedSystem:
+    """What there is to export of a categorizer; arguments and errors as in `export.bundles.export_bundle`."""
+    inputs = real_inputs(bundle, bundle.samples)
+    return ServedSystem(
+        ensemble=ENSEMBLE,
+        graphs=categorizer_graphs(bundle),
+        inputs=[inputs],
+        calibration=[real_inputs(bundle, calibration_products(feed)) if feed is not None else inputs],
+        write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
+        readiness=readiness_requests(bundle.samples[0]),
+        release={
+            "trained_on": bundle.config.training.get("feed"),
+            "classes": len(bundle.taxonomy.paths),
+            "recipe": bundle.config.metrics.get("served"),
+        },
+    )
 
-    repository: Path
-    version: int
-    parity: dict[str, list[OutputParity]]
-    bytes: dict[str, int]
 
-
-def export_categorizer(
-    bundle_folder: Path, repository: Path = SOURCE, *, progress: Callable[[str], None] = lambda _: None
-) -> ExportReport:
-    """Exports a bundle as the next version of `categorize`.
-
-    Args:
-        bundle_folder: from `shelfwise train categorize`.
-        repository: the model repository to publish to; created when missing.
-        progress: told what is being done.
+def calibration_products(feed: Feed) -> list[Product]:
+    """The first products of the training split that have an image and a title: what is measured on is not tuned on.
 
     Raises:
-        training.bundle.BundleError: the bundle cannot be used.
-        export.onnx_graphs.ExportError: a graph cannot be exported.
-        export.parity.ParityError: a graph answers differently; nothing is published and the old version stays.
+        catalogue.feed.FeedError: there is none.
     """
-    bundle = load_bundle(bundle_folder)
-    inputs = real_inputs(bundle, bundle.samples)
-    parity: dict[str, list[OutputParity]] = {}
-    sizes: dict[str, int] = {}
-    with stage_version(repository, ENSEMBLE) as staged:
-        for graph in categorizer_graphs(bundle):
-            progress(f"{graph.name}: PyTorch → ONNX")
-            path = staged.path(graph.name) / "model.onnx"
-            graph_inputs = {name: inputs[name] for name in graph.inputs}
-            export_onnx(graph, path)
-            parity[graph.name] = check_parity(graph, path, graph_inputs)
-            sizes[graph.name] = path.stat().st_size
-            # The head's inputs are the encoders' outputs.
-            inputs |= {name: torch.from_numpy(array) for name, array in run_torch(graph, graph_inputs).items()}
-            report = {"parity": [asdict(output) for output in parity[graph.name]], "bytes": sizes[graph.name]}
-            (path.parent / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        progress("decode_image, tokenize, category_labels: files")
-        _write_python_models(bundle, bundle_folder, staged.path)
-        staged.publish(
-            {
-                "ensemble": ENSEMBLE,
-                "version": staged.version,
-                "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "trained_on": bundle.config.training.get("feed"),
-                "classes": len(bundle.taxonomy.paths),
-                "recipe": bundle.config.metrics.get("served"),
-            }
-        )
-    with atomic_file(repository / ENSEMBLE / "readiness.json") as aside:
-        aside.write_text(json.dumps(readiness_requests(bundle.samples[0]), indent=2))
-    return ExportReport(repository, staged.version, parity, sizes)
+    whole = (product for product in feed if product.split == "train" and product.images and product.title)
+    products = list(islice(whole, CALIBRATION_PRODUCTS))
+    if not products:
+        raise FeedError(f"{feed.path} has no product with image and title in its training split to calibrate on")
+    return products
 
 
 def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
@@ -111,6 +83,7 @@ def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
                 "text_present": present.clone(),
             },
             ["category_id", "probability", "neighbour_kl", "class_probability"],
+            float32_only=True,  # a few small matrices, and it decides between close categories
         ),
     ]
 

@@ -7,11 +7,9 @@ and labels that vary from request to request; the parity gate runs on real produ
 from __future__ import annotations
 
 import base64
-import datetime
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +19,20 @@ from torch import Tensor, nn
 import catalogue.colour_labels
 import catalogue.images
 import models.assignment
-from catalogue.atomic import atomic_file
 from catalogue.colour_labels import clean_labels
 from catalogue.images import decode_image
 from catalogue.product import Product
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
-from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from training.colour_bundle import ColourMatcherBundle
 
-from .categorize import ExportReport
-from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, export_onnx
-from .parity import OutputParity, check_parity
-from .repository import SOURCE, stage_version
+from .onnx_graphs import EXAMPLE_ROWS, GraphSpec
+from .system import ServedSystem
 
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
+# Photos and labels of a product: least, usual, and most (what prepare_colours lets through).
+AXIS_RANGES = {"images": (1, 8, 128), "labels": (1, 16, 256)}
 
 
 class ServedColourMatcher(nn.Module):
@@ -63,46 +60,22 @@ class ServedColourMatcher(nn.Module):
         return self.model.head.padded(image_embeds, label_embeds, photo_present, label_present).softmax(-1)
 
 
-def export_colour_matcher(
-    bundle_folder: Path, repository: Path = SOURCE, *, progress: Callable[[str], None] = lambda _: None
-) -> ExportReport:
-    """Exports a bundle as the next version of `match_colours`.
-
-    Args:
-        bundle_folder: from `shelfwise train match-colours`.
-        repository: the model repository to publish to; created when missing.
-        progress: told what is being done.
-
-    Raises:
-        training.bundle.BundleError: the bundle cannot be used.
-        export.onnx_graphs.ExportError: the graph cannot be exported.
-        export.parity.ParityError: the graph answers differently; nothing is published and the old version stays.
-    """
-    bundle = load_colour_bundle(bundle_folder)
-    graph = colour_graph(bundle)
-    with stage_version(repository, ENSEMBLE) as staged:
-        progress(f"{graph.name}: PyTorch → ONNX")
-        path = staged.path(graph.name) / "model.onnx"
-        export_onnx(graph, path)
-        parity = [worst_parity(graph, path, bundle)]
-        size = path.stat().st_size
-        report = {"parity": [asdict(output) for output in parity], "bytes": size}
-        (path.parent / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        progress("prepare_colours, assign_colours: files")
-        _write_python_models(bundle, bundle_folder, staged.path)
-        staged.publish(
-            {
-                "ensemble": ENSEMBLE,
-                "version": staged.version,
-                "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "trained_on": bundle.config.training.get("feed"),
-                "stage": bundle.config.metrics.get("served"),
-            }
-        )
-    requests = [readiness_request(product) for product in bundle.samples[:READINESS_REQUESTS]]
-    with atomic_file(repository / ENSEMBLE / "readiness.json") as aside:
-        aside.write_text(json.dumps(requests, ensure_ascii=False, indent=2))
-    return ExportReport(repository, staged.version, {graph.name: parity}, {graph.name: size})
+def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path) -> ServedSystem:
+    """What there is to export of a colour matcher."""
+    asked = [real_inputs(bundle, group, labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+    return ServedSystem(
+        ensemble=ENSEMBLE,
+        graphs=[colour_graph(bundle)],
+        inputs=asked,
+        calibration=asked,
+        write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
+        readiness=[readiness_request(product) for product in bundle.samples[:READINESS_REQUESTS]],
+        release={
+            "trained_on": bundle.config.training.get("feed"),
+            "stage": bundle.config.metrics.get("served"),
+        },
+        axis_ranges=AXIS_RANGES,
+    )
 
 
 def colour_graph(bundle: ColourMatcherBundle) -> GraphSpec:
@@ -118,28 +91,15 @@ def colour_graph(bundle: ColourMatcherBundle) -> GraphSpec:
             "attention_mask": tokens.clone(),
         },
         ["probability"],
-        {"pixel_values": {1: "images"}, "input_ids": {1: "labels"}, "attention_mask": {1: "labels"}},
+        dynamic_axes={"pixel_values": {1: "images"}, "input_ids": {1: "labels"}, "attention_mask": {1: "labels"}},
     )
 
 
-def worst_parity(graph: GraphSpec, path: Path, bundle: ColourMatcherBundle) -> OutputParity:
-    """Parity over the bundle's products, each as it is and with all other colours of the bundle as further labels.
-
-    Raises:
-        export.parity.ParityError: a product is answered differently.
-    """
+def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[list[str]]:
+    """A product's labels: its own, and with all other colours of the bundle as further ones."""
     every = sorted({product.entities["base_colour"] for group in bundle.samples for product in group})
-    found: list[OutputParity] = []
-    for group in bundle.samples:
-        own = [product.entities["base_colour"] for product in group]
-        for labels in (own, [*own, *(colour for colour in every if colour not in own)]):
-            found += check_parity(graph, path, real_inputs(bundle, group, labels))
-    return OutputParity(
-        "probability",
-        len(found),
-        cosine=min(output.cosine for output in found if output.cosine is not None),
-        difference=max(output.difference for output in found if output.difference is not None),
-    )
+    own = [product.entities["base_colour"] for product in group]
+    return [own, [*own, *(colour for colour in every if colour not in own)]]
 
 
 def real_inputs(bundle: ColourMatcherBundle, group: Sequence[Product], labels: Sequence[str]) -> dict[str, Tensor]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from models.category_head import CategoryHead
@@ -22,6 +24,7 @@ from training.labels import NeighbourTable
 OPSET = 18
 MAX_OPSET = 21
 MAX_IR_VERSION = 10
+LARGEST_SINGLE_FILE = 2**31 - 2**20  # protobuf's 2 GB, less room for the graph itself
 # Two, not one: the exporter takes a batch of one for a constant.
 EXAMPLE_ROWS = 2
 
@@ -34,6 +37,8 @@ class ExportError(RuntimeError):
 class GraphSpec:
     """A served ONNX model: the module, example inputs by name (batch axis first), and the outputs' names.
 
+    `float32_only` is for a model that decides between close figures, or is too small to gain: it stays an ONNX file in
+    float32 whatever the target and the precision.
     `dynamic_axes` names further axes of inputs that vary from request to request, {input: {axis: name}}; axes of one
     name are equally long. Their example lengths are two or more, different for different names.
     """
@@ -42,6 +47,7 @@ class GraphSpec:
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
+    float32_only: bool = False
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
@@ -121,8 +127,27 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"{graph.name}: PyTorch could not export the model: {error}") from error
     assert program is not None
-    program.save(str(path), external_data=False)
+    save_onnx(program.model_proto, path)
     check_versions(path)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph as one file; weights of 2 GB and more, which protobuf cannot hold, beside it in `<path>.data`."""
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # onnx appends to it
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, path, save_as_external_data=weights > LARGEST_SINGLE_FILE, location=data.name)
+
+
+def file_bytes(path: Path) -> int:
+    """Size of an ONNX file with the weights beside it."""
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+
+
+def operator_counts(path: Path) -> dict[str, int]:
+    """How often each operator occurs in an ONNX file, the most frequent first."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
 
 
 def check_versions(path: Path) -> None:
@@ -131,7 +156,10 @@ def check_versions(path: Path) -> None:
     Raises:
         ExportError: naming file, what it has and what would be right.
     """
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ExportError(f"{path} is no ONNX file: {error}") from error
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if not 0 < opset <= MAX_OPSET:
         raise ExportError(f"{path} has opset {opset}; Triton's ONNX Runtime reads 1 to {MAX_OPSET}")

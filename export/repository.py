@@ -22,7 +22,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from catalogue.atomic import atomic_file, sync
 
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
+CONFIG_FILE = "config.pbtxt"
 RELEASE_FILE = "release.json"
+READINESS_FILE = "readiness.json"
 SOURCE_FILES = ("model.py", ".gitkeep")
 KEPT_VERSIONS = 2
 
@@ -80,18 +82,25 @@ class StagedVersion:
         return self.folder / model / str(self.version)
 
     def publish(self, release: dict[str, Any]) -> None:
-        """Moves the version into the repository, beside the configurations, and drops versions that are too old."""
+        """Moves the version into the repository, beside the configurations, and drops versions that are too old.
+
+        Raises:
+            RepositoryError: the version brings configurations of its own, and those of the repository are git's.
+        """
+        own = [model for model in self.models if (self.path(model) / CONFIG_FILE).is_file()]
+        if own and self.repository.resolve() == SOURCE:
+            raise RepositoryError(
+                f"this version needs other configurations ({', '.join(own)}) than those in {SOURCE}, which belong to "
+                "the source; export to another folder with --repository"
+            )
         (self.path(self.ensemble) / RELEASE_FILE).write_text(json.dumps(release, indent=2) + "\n")
         for file in sorted(self.folder.rglob("*"), reverse=True):
             sync(file)
         for model in self.models:
             target = self.repository / model
             target.mkdir(parents=True, exist_ok=True)
-            if self.repository.resolve() != SOURCE:
-                with atomic_file(target / "config.pbtxt") as aside:
-                    shutil.copyfile(SOURCE / model / "config.pbtxt", aside)
             _replace_folder(self.path(model), target / str(self.version))
-            _place_labels(target, self.version)
+            _place_files(self.repository, model, self.version)
             sync(target)
         for old in published_versions(self.repository, self.ensemble)[:-KEPT_VERSIONS]:
             _remove_version(self.repository, self.models, old)
@@ -132,16 +141,28 @@ def rollback(repository: Path, ensemble: str) -> int:
     models = ensemble_models(ensemble)
     _remove_version(repository, models, versions[-1])
     for model in models:
-        _place_labels(repository / model, versions[-2])
+        _place_files(repository, model, versions[-2])
     return versions[-2]
 
 
-def _place_labels(model: Path, version: int) -> None:
-    """Puts a version's label files where Triton reads them: it knows one for all versions, beside config.pbtxt."""
-    for output in read_config(model.name).output:
-        if output.label_filename:
-            with atomic_file(model / output.label_filename) as aside:
-                shutil.copyfile(model / str(version) / output.label_filename, aside)
+def _place_files(repository: Path, model: str, version: int) -> None:
+    """Puts what Triton and the readiness check read once for all versions where they read it, beside config.pbtxt.
+
+    That is the configuration (the version's own, else that of the source), the label files that it names, and the
+    readiness requests: they change with the version, and a roll-back brings the earlier ones back.
+    """
+    folder = repository / model / str(version)
+    config = folder / CONFIG_FILE
+    if not config.is_file():
+        config = SOURCE / model / CONFIG_FILE
+    labels = [output.label_filename for output in read_config(model).output if output.label_filename]
+    files = {CONFIG_FILE: config} | {name: folder / name for name in [*labels, READINESS_FILE]}
+    if repository.resolve() == SOURCE:
+        del files[CONFIG_FILE]
+    for name, source in files.items():
+        if name in labels or source.is_file():
+            with atomic_file(repository / model / name) as aside:
+                shutil.copyfile(source, aside)
 
 
 def _remove_version(repository: Path, models: list[str], version: int) -> None:

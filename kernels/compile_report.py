@@ -1,8 +1,9 @@
 """Ahead-of-time compilation of every kernel configuration, without a GPU: `python -m kernels.compile_report`.
 
 Each configuration is compiled to machine code for sm_80, 90, 100 and 120, as a launch on such a GPU would do, and what
-decides its speed is read off: registers and spills from the binary, widths of the row's loads and stores from the PTX,
-where loads of a row carry an eviction policy or go through cp.async, and gathers of single logits do not.
+decides its speed is read off: registers, spills and shared memory from the binary, and widths of loads and stores from
+the PTX. Loads of a row of logits carry an eviction policy, are vectors or go through cp.async, as do blocks of tokens
+and weights of the matcher; gathers of single numbers do not.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import label_kl_triton
+from kernels import label_kl_triton, matcher_triton
 
-ARCHITECTURES = (80, 90, 100, 120)
+SHARED_BYTES = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10, 120: 99 * 2**10}
+"""Architecture -> shared memory that a block may have (CUDA programming guide, technical specifications)."""
+ARCHITECTURES = tuple(SHARED_BYTES)
 ENTRIES = 21
 """K + 1 of the configurations: the label and its 20 nearest."""
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -33,6 +37,13 @@ _INTEGERS = ("ignore_index", "first", "width", "rows")
 _ALIGNED_INTEGERS = ("first", "width")
 _LOGITS = ("logits", "gradient", "block")
 _LABELS = ("labels", "candidates")
+_MATCHER_TYPES = {
+    **dict.fromkeys(("image_tokens", "label_tokens", "matrices", "rounded_scratch"), "*bf16"),
+    **dict.fromkeys(("logits", "vectors", "exact_scratch", "score_scratch"), "*fp32"),
+    **dict.fromkeys(("cu_images", "cu_labels", "cu_pairs", "tile_products", "index_scratch"), "*i32"),
+    **dict.fromkeys(("tiles", "image_stride", "label_stride"), "i32"),
+}
+_MATCHER_ALIGNED_INTEGERS = ("image_stride", "label_stride")
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,16 @@ class Configuration:
 
     name: str
     kernel: triton.JITFunction
-    constants: dict[str, int | bool]
+    constants: dict[str, Any]
+    types: dict[str, str]
+    """Triton's name for the type of every parameter that is no constant."""
     dtype: torch.dtype
     num_warps: int
     aligned: bool
     """Rows begin at 16 bytes: every access of a row must be wide."""
+    options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": False})
+    aligned_integers: tuple[str, ...] = _ALIGNED_INTEGERS
+    architectures: tuple[int, ...] = ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,11 @@ class Compiled:
     cubin_bytes: int
 
     @property
+    def fits(self) -> bool:
+        """A block gets as much shared memory."""
+        return self.shared_bytes <= SHARED_BYTES.get(self.architecture, min(SHARED_BYTES.values()))
+
+    @property
     def narrowest_row_access(self) -> int:
         return min([*self.row_loads, *self.row_stores], default=0)
 
@@ -88,14 +109,45 @@ def _row_configuration(
     kernel, constants = label_kl_triton.row_launch(
         logits, logits if with_gradient else None, ids, class_weight, temperature, classes, plan
     )
-    return Configuration(name, kernel, constants, dtype, plan.num_warps, bool(constants["ALIGNED"]))
+    types = _types(kernel, constants, dtype)
+    return Configuration(name, kernel, constants, types, dtype, plan.num_warps, bool(constants["ALIGNED"]))
 
 
 def _configuration(
     name: str, kernel: triton.JITFunction, constants: dict[str, int], dtype: torch.dtype, aligned: bool = True
 ) -> Configuration:
     constants = dict(constants)
-    return Configuration(name, kernel, constants, dtype, constants.pop("num_warps"), aligned)
+    num_warps = constants.pop("num_warps")
+    return Configuration(name, kernel, constants, _types(kernel, constants, dtype), dtype, num_warps, aligned)
+
+
+def _matcher_configurations() -> list[Configuration]:
+    """Kernel 2 at full size: every tile, with blocks of weights as large as each architecture's shared memory takes."""
+    found = []
+    for tile in matcher_triton.TILES:
+        by_constants: dict[int, list[int]] = {}
+        for architecture, shared_bytes in SHARED_BYTES.items():
+            block = matcher_triton.matcher_constants(3, 128, tile, torch.bfloat16, shared_bytes)["BLOCK"]
+            by_constants.setdefault(block, []).append(architecture)
+        for block, architectures in by_constants.items():
+            shared_bytes = min(SHARED_BYTES[architecture] for architecture in architectures)
+            constants = matcher_triton.matcher_constants(3, 128, tile, torch.bfloat16, shared_bytes)
+            options = {name: constants.pop(name) for name in ("num_stages", "enable_fp_fusion")}
+            found.append(
+                Configuration(
+                    name=f"matcher, tiles of {tile} tokens, weights in blocks of {block}",
+                    kernel=matcher_triton.matcher_kernel,
+                    num_warps=constants.pop("num_warps"),
+                    constants=constants,
+                    types=_MATCHER_TYPES,
+                    dtype=torch.bfloat16,
+                    aligned=True,
+                    options=options,
+                    aligned_integers=_MATCHER_ALIGNED_INTEGERS,
+                    architectures=tuple(architectures),
+                )
+            )
+    return found
 
 
 def configurations() -> list[Configuration]:
@@ -147,7 +199,11 @@ def configurations() -> list[Configuration]:
             name = f"linear, 4,096 columns, {_TYPES[dtype]}{what}"
             others.append(_configuration(f"{name}: statistics", kernels.block_statistics_kernel, constants, dtype))
             others.append(_configuration(f"{name}: gradient", kernels.block_gradient_kernel, constants, dtype))
-    return [*rows, *others]
+    return [*rows, *others, *_matcher_configurations()]
+
+
+def _types(kernel: triton.JITFunction, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, str]:
+    return {name: _parameter_type(name, dtype) for name in kernel.arg_names if name not in constants}
 
 
 def _parameter_type(name: str, dtype: torch.dtype) -> str:
@@ -165,19 +221,16 @@ def _parameter_type(name: str, dtype: torch.dtype) -> str:
 def compile_configuration(configuration: Configuration, architecture: int) -> Compiled:
     """Compile as a launch with tensors from torch's allocator would specialise it: pointers at 16 bytes."""
     kernel, constants = configuration.kernel, configuration.constants
-    signature = {
-        name: "constexpr" if name in constants else _parameter_type(name, configuration.dtype)
-        for name in kernel.arg_names
-    }
+    signature = {name: configuration.types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name in _ALIGNED_INTEGERS
+        if signature[name].startswith("*") or name in configuration.aligned_integers
     }
     compiled = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": configuration.num_warps, "enable_fp_fusion": False},
+        options={"num_warps": configuration.num_warps, **configuration.options},
     )
     ptx, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
     usage, instructions = _read_binary(cubin)
@@ -237,6 +290,7 @@ def report(architectures: Iterable[int] = ARCHITECTURES) -> list[Compiled]:
         compile_configuration(configuration, architecture)
         for configuration in configurations()
         for architecture in architectures
+        if architecture in configuration.architectures
     ]
 
 
@@ -272,7 +326,7 @@ def write(rows: list[Compiled], folder: Path) -> None:
 
 
 def main() -> None:
-    """Compile, print the table, write it where asked; fail on spills."""
+    """Compile, print the table, write it where asked; fail on spills and where shared memory is too small."""
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_report", description=__doc__)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities x 10")
     parser.add_argument("--output", type=Path, help="folder for compile_report.json and compile_report.md")
@@ -284,6 +338,9 @@ def main() -> None:
     spilling = [f"{row.name} (sm_{row.architecture})" for row in rows if row.spill_bytes]
     if spilling:
         raise SystemExit(f"spills: {', '.join(spilling)}")
+    too_large = [f"{row.name} (sm_{row.architecture})" for row in rows if not row.fits]
+    if too_large:
+        raise SystemExit(f"more shared memory than a block may have: {', '.join(too_large)}")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,10 @@ class RaggedProducts:
                 by_size[(n - 1).bit_length(), (m - 1).bit_length()].append(product)
         return [self._group(torch.tensor(members)) for members in by_size.values()]
 
+    def one_group(self) -> PaddedGroup:
+        """All products as one rectangular batch, as wide as the largest."""
+        return self._group(torch.arange(len(self)))
+
     def _group(self, products: Tensor) -> PaddedGroup:
         image_index, image_present = _padded(self.cu_images, products)
         label_index, label_present = _padded(self.cu_labels, products)

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
+from kernels.matcher import MatcherWeights, UnitWeights, UpdateWeights
 from kernels.ragged import RaggedProducts
 
 
@@ -212,10 +213,33 @@ class Matcher(nn.Module):
         logits = self.last_unit(images, labels, image_present, label_present)
         return without_absent(logits, label_present)
 
+    def packed_weights(self, dtype: torch.dtype = torch.bfloat16) -> MatcherWeights:
+        """The weights as `kernels.matcher.match_products` takes them, matrices in `dtype`, on this module's device.
 
-def edge_function(config: MatcherConfig) -> nn.Module:
+        Raises:
+            ValueError: a configuration that the kernel does not have: an ablation, hidden_dim above embed_dim, or an
+                embed_dim that is not a power of two from 16 to 128.
+        """
+        config = self.config
+        unsupported = ValueError(
+            f"no packed weights for {config}: expected f_edge an MLP of at most embed_dim, and cross-attention"
+        )
+        if config.hidden_dim > config.embed_dim or not isinstance(self.last_unit.edge, EdgeMLP):
+            raise unsupported
+        packed = []
+        for unit in self.units:
+            assert isinstance(unit, MatcherUnit)
+            cross = unit.cross_unit
+            if cross is None or not isinstance(cross.edge, EdgeMLP):
+                raise unsupported
+            packed.append(_packed_unit(unit.self_unit, cross.edge, _packed_update(cross.update, cross.value)))
+        packed.append(_packed_unit(self.last_unit.self_unit, self.last_unit.edge, None))
+        return MatcherWeights.pack(packed, dtype)
+
+
+def edge_function(config: MatcherConfig) -> EdgeMLP | EdgeDotProduct:
     """f_edge of the configuration."""
-    function = {"mlp": EdgeMLP, "dot_product": EdgeDotProduct}[config.edge]
+    function = EdgeMLP if config.edge == "mlp" else EdgeDotProduct
     return function(config.embed_dim, config.hidden_dim)
 
 
@@ -230,3 +254,35 @@ def without_absent(scores: Tensor, present: Tensor) -> Tensor:
 def masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
     """Softmax over the keys j that are present: [B, n, m], [B, m] bool -> [B, n, m]."""
     return without_absent(scores, present).softmax(-1)
+
+
+def _packed_unit(self_unit: SelfUnit, edge: EdgeMLP, cross_update: UpdateWeights | None) -> UnitWeights:
+    """A unit with W_q W_k^T / sqrt(d) as one matrix, and f_edge's hidden layer filled up to d with zeros."""
+    query, query_bias, key = (
+        self_unit.query.weight.double(),
+        self_unit.query.bias.double(),
+        self_unit.key.weight.double(),
+    )
+    scale = math.sqrt(len(key))
+    fill = (0, self_unit.query.in_features - edge.query.out_features)
+    return UnitWeights(
+        score=query.T @ key / scale,
+        score_bias=query_bias @ key / scale,
+        self_update=_packed_update(self_unit.update, self_unit.value),
+        edge_query=nn.functional.pad(edge.query.weight.double().T, fill),
+        edge_bias=nn.functional.pad(edge.query.bias.double(), fill),
+        edge_key=nn.functional.pad(edge.key.weight.double().T, fill),
+        edge_weight=nn.functional.pad(edge.output.weight.double()[0], fill),
+        cross_update=cross_update,
+    )
+
+
+def _packed_update(update: ResidualUpdate, value: nn.Linear) -> UpdateWeights:
+    """An update that takes the mean of tokens for the mean of values: their matrix goes into its first layer."""
+    of_tokens, of_message = update.input.weight.double().T.chunk(2)
+    return UpdateWeights(
+        input=torch.cat([of_tokens, value.weight.double().T @ of_message]),
+        input_bias=update.input.bias.double() + value.bias.double() @ of_message,
+        output=update.output.weight.double().T,
+        output_bias=update.output.bias.double(),
+    )

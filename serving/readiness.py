@@ -101,6 +101,30 @@ def check(
     return list(ensembles)
 
 
+def ask(
+    client: InferenceServerClient,
+    model: str,
+    config: ModelConfig,
+    repository: Path,
+    timeout: float = 30.0,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send the readiness requests of the ensemble `config` to `model`, another name for it or the ensemble itself.
+
+    `timeout` is the deadline of each request, in seconds. Raises NotReady with what is wrong with the first bad answer.
+    """
+    try:
+        for inputs in readiness_requests(repository, config):
+            result = client.infer(model, inputs, client_timeout=timeout, headers=headers)
+            reason = _wrong_answer(config, result)
+            if reason:
+                raise NotReady(model, {model: reason})
+    except InferenceServerException as error:
+        raise NotReady(model, {model: _reason(error, timeout)}) from None
+    except ValueError as error:
+        raise NotReady(model, {model: str(error)}) from None
+
+
 def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[InferInput]]:
     """The requests in an ensemble's readiness.json: a JSON list of objects {input: value}, one row each.
 

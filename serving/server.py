@@ -31,6 +31,7 @@ from typing import IO, Any, NoReturn
 
 import grpc
 
+from export import plans
 from serving import readiness
 from serving.environment import (
     ServerEnvironment,
@@ -160,6 +161,7 @@ class TritonServer:
         if self.process is not None:
             raise RuntimeError("this server was already started; make a new TritonServer to start another")
         instances = count_instances(self.repository)
+        refuse_plans(self.repository)
         environment = self.environment or server_environment()
         self._choose_ports()
         check_ports(self.host, {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port})
@@ -440,6 +442,16 @@ def count_instances(repository: Path) -> int:
         # Triton's default: two instances of an ONNX model on a CPU, one of any other.
         count += sum(group.count or 1 for group in config.instance_group) or (2 if onnx else 1)
     return count
+
+
+def refuse_plans(repository: Path) -> None:
+    """Refuse TensorRT plans that this machine cannot run, with what they were built for. Raises RepositoryError."""
+    try:
+        reasons = plans.repository_refusals(repository)
+    except ValueError as error:
+        raise RepositoryError(str(error)) from None
+    if reasons:
+        raise RepositoryError("; ".join(f"{model}: {reason}" for model, reason in reasons.items()))
 
 
 def excerpt(lines: Sequence[str]) -> str:

@@ -60,10 +60,10 @@ def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def categorize_repository(categorize_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle exported to a repository of its own."""
-    from export.categorize import export_categorizer
+    from export.bundles import export_bundle
 
     repository = tmp_path_factory.mktemp("served") / "model_repository"
-    export_categorizer(categorize_bundle, repository)
+    export_bundle(categorize_bundle, repository)
     return repository
 
 
@@ -112,15 +112,11 @@ def colour_bundle(colour_feed: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The colour matcher exported to a repository of its own, by the command that takes bundles of every system."""
-    from typer.testing import CliRunner
-
-    import shelfwise
+    """The colour matcher exported to a repository of its own."""
+    from export.bundles import export_bundle
 
     repository = tmp_path_factory.mktemp("served") / "model_repository"
-    result = CliRunner().invoke(shelfwise.app, ["export", str(colour_bundle), "--repository", str(repository)])
-    assert result.exit_code == 0, result.output
-    assert "version 1 published" in result.output
+    export_bundle(colour_bundle, repository)
     return repository
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.roofline import plot
 from benchmarks.results import NOT_MEASURED, write
 from kernels import reference
 from kernels.label_kl import focal_label_kl, label_kl, linear_focal_label_kl
@@ -307,6 +308,7 @@ def measured(
         "median_us": round(timing.median, 2),
         "p20_us": round(timing.p20, 2),
         "p80_us": round(timing.p80, 2),
+        "noise": {"median_us": round((timing.p80 - timing.p20) / timing.median, 4)},
     }
     if bytes_moved:
         row["gbytes_per_s"] = round(bytes_moved / timing.median / 1e3, 1)
@@ -640,3 +642,7 @@ def main(quick: bool, output: Path) -> None:
     print()
     print(table(rows))
     print("Wrote", output / "label_kl.json")
+    try:
+        print("Wrote", plot(output / "label_kl.json"))
+    except ImportError:
+        print("no roofline: matplotlib is not installed (pip install matplotlib)")

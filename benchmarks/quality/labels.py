@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks import results
+from benchmarks.tables import markdown
 from catalogue.feed import detect_preset, open_feed
 from catalogue.product import SPLITS
 from catalogue.sample import generate_sample
@@ -81,9 +82,9 @@ def main(quick: bool, output: Path) -> None:
             print(summary(row), flush=True)
             rows.append(row)
     results.write("labels", rows, ("torch", "transformers", "numpy"), output)
-    (output / "labels.md").write_text(table(rows), encoding="utf-8")
+    (output / "labels.md").write_text(f"{labels_table(rows)}\n", encoding="utf-8")
     plot(rows, output / "labels.png")
-    print(table(rows))
+    print(labels_table(rows))
 
 
 def feeds() -> list[Path]:
@@ -170,30 +171,30 @@ def summary(row: dict[str, Any]) -> str:
     return f"{row['feed']}  {row['input']}  {row['regime']}  seed {row['seed']}: {figures}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def labels_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean ± standard deviation over the seeds of each regime, feed and input."""
     groups = grouped(rows)
-    lines = [
-        "Mean ± standard deviation over the seeds, test split. `near`: of the first five answers, how many are among",
-        "the 20 nearest labels of the true one (in brackets: with the label itself counted); `÷`: against focal alone;",
-        "`all`: share of items whose five are all there, the label counted; `height`: mean taxonomy distance of the",
-        "wrong first answers; ECE: expected calibration error.",
-        "",
-        "| feed | input | representation | top-1 | top-5 | near | ÷ | all | height | ECE |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ("feed", "input", "representation", "top-1", "top-5", "near", "÷", "all", "height", "ECE")
+    lines = []
     for (feed, given, regime), runs in groups.items():
-
-        def cell(column: str, runs: list[dict[str, Any]] = runs) -> str:
-            return spread([run[column] for run in runs])
-
+        figures = {column: spread([run[column] for run in runs]) for column in (*COLUMNS, "calibration_error")}
         baseline = mean(run["near_in_top_5"] for run in groups[feed, given, BASELINE])
         ratio = mean(run["near_in_top_5"] for run in runs) / baseline
-        near = f"{cell('near_in_top_5')} ({mean(run['near_or_label_in_top_5'] for run in runs):.2f})"
-        cells = [feed, given, regime, cell("top_1"), cell("top_5"), near, f"{ratio:.2f}"]
-        cells += [cell("all_top_5_near_or_label"), cell("mistake_height"), cell("calibration_error")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        counted = mean(run["near_or_label_in_top_5"] for run in runs)
+        lines.append(
+            (
+                *(feed, given, regime, figures["top_1"], figures["top_5"]),
+                *(f"{figures['near_in_top_5']} ({counted:.2f})", f"{ratio:.2f}", figures["all_top_5_near_or_label"]),
+                *(figures["mistake_height"], figures["calibration_error"]),
+            )
+        )
+    return (
+        f"{markdown(columns, lines)}\n\n"
+        "Mean ± standard deviation over the seeds, test split. near: of the first five answers, how many are among\n"
+        "the 20 nearest labels of the true one (in brackets: with the label itself counted); ÷: against focal alone;\n"
+        "all: share of items whose five are all there, the label counted; height: mean taxonomy distance of the wrong\n"
+        "first answers; ECE: expected calibration error."
+    )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -25,7 +25,7 @@ from catalogue.feed import open_feed
 from catalogue.images import decode_image
 from catalogue.product import Product
 from client import ShelfwiseClient
-from export.match_colours import export_colour_matcher
+from export.bundles import export_bundle
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.tokenizer import encode
 from serving.server import TritonServer
@@ -43,7 +43,7 @@ def main(quick: bool, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = untrained_bundle(Path(folder))
         repository = Path(folder) / "model_repository"
-        export_colour_matcher(Path(folder) / "bundle", repository)
+        export_bundle(Path(folder) / "bundle", repository)
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
         photos = [product.images[0] for sample in bundle.samples for product in sample]
         log = Path(folder) / "triton.log"

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shelfwise
-from export.match_colours import ServedColourMatcher, export_colour_matcher, real_inputs
+from export.bundles import export_bundle
+from export.match_colours import ServedColourMatcher, real_inputs
 from export.parity import ParityError
 from export.repository import published_versions
 from training.colour_bundle import load_colour_bundle
@@ -64,6 +65,6 @@ def test_a_graph_that_answers_differently_is_not_published(colour_bundle: Path, 
     state["head.image_norm.weight"].fill_(torch.nan)  # no answer is like another
     save_file(state, bundle / "model.safetensors")
     with pytest.raises(ParityError, match=r"colour_matcher: .*probability"):
-        export_colour_matcher(bundle, repository)
+        export_bundle(bundle, repository)
     assert published_versions(repository, "match_colours") == []
     assert not (repository / "colour_matcher").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import shelfwise
-from export.categorize import export_categorizer, real_inputs
+from export.bundles import export_bundle
+from export.categorize import real_inputs
 from export.parity import ParityError
-from export.repository import RepositoryError, published_versions, rollback, stage_version
+from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
 from training.bundle import load_bundle
 
 
@@ -124,7 +127,7 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
     repository = tmp_path / "repository"
     shutil.copytree(categorize_repository, repository)
     # The exporter is made to write a graph with other weights, as an optimiser gone wrong would.
-    import export.categorize as exporting
+    import export.system as exporting
 
     def drifted(graph: exporting.GraphSpec, path: Path) -> None:
         state = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
@@ -136,7 +139,7 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
     original = exporting.export_onnx
     monkeypatch.setattr(exporting, "export_onnx", drifted)
     with pytest.raises(ParityError, match=r"image_encoder: .*image_embeds"):
-        export_categorizer(categorize_bundle, repository)
+        export_bundle(categorize_bundle, repository)
     assert published_versions(repository, "categorize") == [1]
     assert not list(tmp_path.glob(".*staging"))
 
@@ -183,3 +186,51 @@ def test_weights_of_another_model_are_refused(categorize_bundle: Path, tmp_path:
     result = CliRunner().invoke(shelfwise.app, ["export", str(bundle), "--repository", str(tmp_path / "r")])
     assert result.exit_code == 1
     assert "head.mlp.4.weight" in result.output
+
+
+def test_every_target_of_a_bundle_is_published_and_rolled_back_with_its_configuration(
+    categorize_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the package tensorrt-rtx-cu13")
+    repository = tmp_path / "repository"
+    command = ["export", str(categorize_bundle), "--repository", str(repository)]
+    for options in (["--precision", "int8"], ["--target", "tensorrt", "--gpu", "8.9", "--gpu", "12.0"]):
+        result = CliRunner().invoke(shelfwise.app, [*command, *options])
+        assert result.exit_code == 0, result.output
+    config = read_config("image_encoder", repository)
+    assert config.backend == "tensorrt"
+    assert dict(config.cc_model_filenames) == {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
+    assert (repository / "image_encoder" / "2" / "model.sm89.plan").is_file()
+    assert (repository / "category_head" / "2" / "model.onnx").is_file(), "it decides, in float32, on the CPU"
+    report = json.loads((repository / "image_encoder" / "2" / "report.json").read_text())
+    assert report["precision"] == "fp16"
+    assert set(report["plans"]) == {"model.sm89.plan", "model.sm120.plan"}
+    assert rollback(repository, "categorize") == 1
+    assert read_config("image_encoder", repository) == read_config("image_encoder")
+    release = json.loads((repository / "categorize" / "1" / "release.json").read_text())
+    assert (release["target"], release["precision"]) == ("cpu", "int8")
+
+
+def test_a_full_disk_keeps_the_old_version(
+    categorize_bundle: Path, categorize_repository: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(categorize_repository, repository)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    # A limit on the size of files fails a write half-way, as a full disk does.
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import shelfwise; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "shelfwise.app(sys.argv[1:])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, "export", str(categorize_bundle), "--repository", str(repository)],
+        cwd=Path(shelfwise.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    assert published_versions(repository, "categorize") == [1]

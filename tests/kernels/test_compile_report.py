@@ -30,6 +30,12 @@ CASES = [
     ("label_kl 4,352 bf16", 90),
     ("linear, 4,096 columns, bf16: gradient", 90),
 ]
+# Each takes ten seconds.
+MATCHER_CASES = [
+    ("matcher, tiles of 32 tokens, weights in blocks of 64", 80),
+    ("matcher, tiles of 128 tokens, weights in blocks of 64", 90),
+    ("matcher, tiles of 32 tokens, weights in blocks of 32", 120),
+]
 
 
 def elements_of_row_loads(configuration: Configuration, compiled: Compiled) -> int:
@@ -52,6 +58,17 @@ def test_no_spills_and_no_narrow_access_to_a_row(name: str, architecture: int) -
         width = int(configuration.constants["WIDTH"])
         assert width <= elements_of_row_loads(configuration, compiled) <= 1.1 * width
         assert compiled.row_stores == {128: 2 * compiled.row_loads[128]}
+
+
+@pytest.mark.parametrize(("name", "architecture"), MATCHER_CASES, ids=[f"{name} sm_{sm}" for name, sm in MATCHER_CASES])
+def test_the_matcher_fits_a_processor_without_spills(name: str, architecture: int) -> None:
+    configuration = CONFIGURATIONS[name]
+    compiled = compile_configuration(configuration, architecture)
+    assert compiled.spill_bytes == 0
+    assert compiled.registers * 32 * configuration.num_warps <= 65536
+    assert compiled.fits
+    # Weights come 128 bits a load; so do all blocks of tokens.
+    assert compiled.row_loads[128] >= 20
 
 
 def test_narrow_loads_are_told_from_wide_ones() -> None:

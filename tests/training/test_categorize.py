@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from catalogue.feed import FeedError, open_feed, write_feed
 from catalogue.product import Product
-from export.categorize import export_categorizer, real_inputs
+from export.bundles import export_bundle
+from export.categorize import real_inputs
 from training.bundle import load_bundle, save_bundle
 from training.categorize import CategorizeSettings, feature_codes, train_categorizer
 from training.feature_codes import codes_from_taxonomy
@@ -42,7 +43,7 @@ def test_a_feed_without_titles_trains_exports_and_answers(products: list[Product
     assert set(bundle.config.metrics) == {"served", "finetuned"}, "there are no pairs for the published recipe"
     assert set(bundle.config.metrics["finetuned"]) == {"image"}
     save_bundle(run / "bundle", bundle)
-    report = export_categorizer(run / "bundle", tmp_path / "repository")
+    report = export_bundle(run / "bundle", tmp_path / "repository")
     assert report.parity["category_head"][0].rows == len(bundle.samples)
 
 
@@ -70,7 +71,7 @@ def test_binary_codes_are_trained_saved_and_served(products: list[Product], tmp_
     assert features.shape[1] == len(codes.features)
     expected = torch.softmax(codes.class_scores(features), dim=1)
     torch.testing.assert_close(torch.softmax(loaded.model.head.class_logits(features), dim=1), expected)
-    assert export_categorizer(tmp_path / "bundle", tmp_path / "repository").version == 1
+    assert export_bundle(tmp_path / "bundle", tmp_path / "repository").version == 1
 
 
 def test_codes_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:

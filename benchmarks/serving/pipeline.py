@@ -1,0 +1,133 @@
+"""The work of the ensemble `categorize` in one process: the same files, one after another, without a server.
+
+This is the limit that serving is measured against, and what every rival wraps: decode, tokenise, the three ONNX files,
+names. It reads an exported repository and imports only what the rivals' environment has, not the project; the decoder
+is the one that the export copied beside the served model. Rows must have an image and a title: the benchmark's do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+CONTROL_TO_SPACE = dict.fromkeys((*range(32), *range(127, 160)), " ")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What `categorize` says of B rows.
+
+    category [B, k] str, category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl
+    [B, 1] float32.
+    """
+
+    category: np.ndarray
+    category_id: np.ndarray
+    probability: np.ndarray
+    neighbour_kl: np.ndarray
+
+    def rows(self) -> list[dict[str, list]]:
+        """A JSON object a row, with the names of the ensemble's outputs."""
+        columns = {name: array.tolist() for name, array in vars(self).items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+class Preprocessing:
+    """Image files and titles to what the encoders take, as the served decode_image and tokenize do it."""
+
+    def __init__(self, repository: Path) -> None:
+        decoder, tokenizer = newest(repository, "decode_image"), newest(repository, "tokenize")
+        specification = importlib.util.spec_from_file_location("served_images", decoder / "images.py")
+        assert specification is not None
+        assert specification.loader is not None
+        images = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(images)
+        self.decode_image = images.decode_image
+        size = json.loads((decoder / "preprocessing.json").read_text())
+        self.height, self.width = size["height"], size["width"]
+        length = json.loads((tokenizer / "preprocessing.json").read_text())["max_length"]
+        self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        self.tokenizer.enable_truncation(length)
+        self.tokenizer.enable_padding(length=length)
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
+
+    def decode(self, images: Sequence[bytes]) -> np.ndarray:
+        """pixel_values [B, H, W, 3] uint8."""
+        each = map if len(images) == 1 else self.pool.map
+        return np.stack(list(each(lambda data: self.decode_image(data, self.height, self.width), images)))
+
+    def tokenize(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """input_ids and attention_mask, [B, L] int64 each."""
+        encodings = self.tokenizer.encode_batch_fast([title.translate(CONTROL_TO_SPACE).strip() for title in titles])
+        return (
+            np.array([encoding.ids for encoding in encodings], np.int64),
+            np.array([encoding.attention_mask for encoding in encodings], np.int64),
+        )
+
+
+class Pipeline:
+    """All of `categorize` on an exported repository.
+
+    Args:
+        repository: from `shelfwise export`.
+        threads: of each encoder's session; 0 leaves ONNX Runtime's default, one a core.
+        spinning: whether threads that wait burn their core, ONNX Runtime's default. Good alone, bad in company.
+    """
+
+    def __init__(self, repository: Path, threads: int = 0, *, spinning: bool = True) -> None:
+        self.preprocessing = Preprocessing(repository)
+        self.image_encoder = session(repository, "image_encoder", threads, spinning)
+        self.text_encoder = session(repository, "text_encoder", threads, spinning)
+        self.category_head = session(repository, "category_head", 1, spinning)
+        self.labels = read_labels(repository)
+
+    def __call__(self, images: Sequence[bytes], titles: Sequence[str]) -> Answers:
+        input_ids, attention_mask = self.preprocessing.tokenize(titles)
+        return self.infer(self.preprocessing.decode(images), input_ids, attention_mask)
+
+    def infer(self, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> Answers:
+        """The part that the ONNX files do, and the names; arguments as `Preprocessing` returns them."""
+        present = np.ones((len(pixel_values), 1), np.bool_)
+        (text_embeds,) = self.text_encoder.run(
+            ["text_embeds"], {"input_ids": input_ids, "attention_mask": attention_mask}
+        )
+        (image_embeds,) = self.image_encoder.run(["image_embeds"], {"pixel_values": pixel_values})
+        category_id, probability, neighbour_kl = self.category_head.run(
+            ["category_id", "probability", "neighbour_kl"],
+            {
+                "image_embeds": image_embeds,
+                "text_embeds": text_embeds,
+                "image_present": present,
+                "text_present": present,
+            },
+        )
+        return Answers(self.labels[category_id], category_id, probability, neighbour_kl)
+
+
+def newest(repository: Path, model: str) -> Path:
+    """The folder of a model's newest version."""
+    return max((repository / model).glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def session(repository: Path, model: str, threads: int, spinning: bool) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of a served model on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    path = newest(repository, model) / "model.onnx"
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def read_labels(repository: Path) -> np.ndarray:
+    """Names of the categories, [C] str objects."""
+    text = (newest(repository, "category_labels") / "labels.txt").read_text(encoding="utf-8")
+    return np.array(text.splitlines(), np.object_)

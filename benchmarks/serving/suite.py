@@ -1,0 +1,360 @@
+"""Suite serving: `categorize` on a real Triton, beside the same files in one process, perf_analyzer and the rivals.
+
+Every server is asked about all products first, and its answers are compared with ONNX Runtime's; one that answers
+differently is listed as wrong and not timed. Loads are measured in several rounds, each going through all of them, so
+that the spread over the rounds holds the drift of the machine; that spread is a row's noise. A server that fails loses
+its rows, not the report.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import results
+from benchmarks.results import NOT_MEASURED
+from benchmarks.serving import decoding, perf_analyzer, sweep, triton_statistics
+from benchmarks.serving.correctness import mistake
+from benchmarks.serving.in_process import InProcessTarget
+from benchmarks.serving.load import Target, Window, closed_loop, merged, open_loop
+from benchmarks.serving.pipeline import Answers, Pipeline
+from benchmarks.serving.report import write_report
+from benchmarks.serving.rival_servers import RIVALS, Rival, RivalError, rivals_environment, running
+from benchmarks.serving.subjects import Subject, subject
+from benchmarks.serving.targets import GrpcTarget, OwnClientTarget
+from serving.server import TritonServer
+
+PACKAGES = ("onnxruntime", "tritonclient", "grpcio", "numpy", "torch", "simplejpeg", "tokenizers")
+RIVAL_PACKAGES = ("fastapi", "uvicorn", "litserve", "nvidia-pytriton", "onnxruntime", "torch", "numpy")
+TRITON = "Triton"
+IN_PROCESS = InProcessTarget.name
+OPEN_LOOP_SHARES = (0.5, 0.8, 0.95)
+NOISY = ("products_per_second", "p50_ms", "p90_ms")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured of one subject; windows in seconds."""
+
+    products: int
+    rounds: int
+    window: float
+    concurrencies: tuple[int, ...]
+    batches: tuple[int, ...]
+    client_concurrencies: tuple[int, ...]
+    rival_concurrencies: tuple[int, ...]
+    open_loop_window: float
+    p50_goal: float
+    throughput_goal: float
+    sweep: bool = False
+
+
+FULL = {
+    "small": Plan(64, 3, 1.5, (1, 2, 4, 8, 16, 32), (1, 8, 32), (1, 8, 32), (1, 8), 4.0, 1.25, 0.9, sweep=True),
+    "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97),
+}
+QUICK = {"small": Plan(16, 2, 1.0, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9)}
+
+
+@dataclass
+class Load:
+    """One thing to measure again in every round: what it is, how, and what came out."""
+
+    identity: Row
+    run: Callable[[], Window | dict[str, float]]
+    found: list[Window | dict[str, float]] = field(default_factory=list)
+    error: str = ""
+
+    def measure(self) -> None:
+        """One round; after a failure the load is left alone."""
+        if self.error:
+            return
+        try:
+            self.found.append(self.run())
+        except Exception as error:  # whatever the server's protocol raises; the other rows go on
+            self.error = str(error) or type(error).__name__
+
+    def row(self) -> Row:
+        """The medians over the rounds, with the spread that they had."""
+        if self.error:
+            return self.identity | {"error": self.error}
+        rounds = [part.figures() if isinstance(part, Window) else part for part in self.found]
+        windows = [part for part in self.found if isinstance(part, Window)]
+        # Rare events are looked for in all rounds together.
+        rare = merged(windows).figures() if windows else {}
+        row: Row = dict(self.identity)
+        for name in rounds[0]:
+            values = [found[name] for found in rounds]
+            if name in ("p99_ms", "p99_9_ms") and rare:
+                row[name] = rare[name]
+            else:
+                numbers = [value for value in values if isinstance(value, float)]
+                row[name] = statistics.median(numbers) if len(numbers) == len(values) else NOT_MEASURED
+        if row.get("server") == IN_PROCESS:
+            row["server_memory_mb"] = NOT_MEASURED  # it shares its process with the load generator
+        row["noise"] = {name: spread([found[name] for found in rounds]) for name in NOISY if row[name] != NOT_MEASURED}
+        if windows:
+            row["requests"] = sum(len(window.latencies) for window in windows)
+        return row
+
+
+def spread(values: Sequence[Any]) -> float:
+    """Largest less smallest, over the median."""
+    return float((max(values) - min(values)) / statistics.median(values))
+
+
+def main(quick: bool, output: Path) -> None:
+    """Measure everything, print as it comes, write serving.json with its tables and plots."""
+    rows: list[Row] = []
+    for row in measure(quick):
+        rows.append(row)
+        print(line(row), flush=True)
+        path = results.write("serving", rows, PACKAGES, output)
+    print("Wrote", path, *write_report(path))
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    """All rows of the suite."""
+    yield decoding.measure(quick)
+    yield rival_versions()
+    for name, plan in (QUICK if quick else FULL).items():
+        found: list[Row] = []
+        for row in measure_subject(subject(name), plan):
+            found.append(row)
+            yield row
+        yield from goals(name, plan, found)
+        if plan.sweep:
+            yield from sweep.measure(subject(name), plan.window, quick)
+
+
+def rival_versions() -> Row:
+    """What the rivals are, as installed."""
+    try:
+        folder = rivals_environment() / "lib"
+    except RivalError as error:
+        return {"measured": "rivals", "error": str(error)}
+    installed = dict(
+        path.name.removesuffix(".dist-info").rsplit("-", 1)
+        for path in folder.glob("python3*/site-packages/*.dist-info")
+    )
+    versions = {name: installed.get(name.replace("-", "_"), "absent") for name in RIVAL_PACKAGES}
+    return {"measured": "rivals", "versions": versions}
+
+
+def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
+    """The rows of one size of encoder."""
+    products = subject.products[: plan.products]
+    images, titles = [product.images[0] for product in products], [product.title for product in products]
+    pipeline = Pipeline(subject.repository)
+    expected = joined([pipeline([image], [title]) for image, title in zip(images, titles, strict=True)])
+    loads = [closed(InProcessTarget(pipeline), subject, plan, images, titles, 1, batch) for batch in plan.batches]
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        log = Path(folder) / "triton.log"
+        with TritonServer(subject.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+            assert server.process is not None
+            triton = GrpcTarget(TRITON, server.url, server.process.pid)
+            client = OwnClientTarget(TRITON, server.url, server.process.pid)
+            for target, batch in ((triton, 1), (triton, max(plan.batches)), (client, 1)):
+                found = mistake(target, products, expected, batch)
+                if found:
+                    yield {"measured": "load", "subject": subject.name, "server": TRITON, "error": f"wrong: {found}"}
+                    return
+            for batch in plan.batches:
+                for concurrency in plan.concurrencies:
+                    loads.append(closed(triton, subject, plan, images, titles, concurrency, batch))
+            for concurrency in plan.client_concurrencies:
+                own = closed(client, subject, plan, images, titles, concurrency, 1)
+                own.identity["client"] = "ShelfwiseClient"
+                loads.append(own)
+                identity = own.identity | {"client": "perf_analyzer"}
+                loads.append(
+                    Load(
+                        identity, partial(perf_analyzer.closed_loop, server.url, products, concurrency, 1, plan.window)
+                    )
+                )
+            yield from in_rounds(loads, plan)
+            yield from open_loop_rows(triton, subject, plan, images, titles, [load.row() for load in loads])
+            for concurrency in (1, 8):
+                yield from breakdown_rows(triton, subject, plan, images, titles, concurrency)
+    for rival in RIVALS:
+        yield from rival_rows(rival, subject, plan, images, titles, expected)
+
+
+def joined(answers: Sequence[Answers]) -> Answers:
+    """Answers of single rows as one."""
+    return Answers(**{name: np.concatenate([getattr(part, name) for part in answers]) for name in vars(answers[0])})
+
+
+def in_rounds(loads: Sequence[Load], plan: Plan) -> Iterator[Row]:
+    """Measures all loads once a round, and yields their rows at the end."""
+    for _ in range(plan.rounds):
+        for load in loads:
+            load.measure()
+    yield from (load.row() for load in loads)
+
+
+def closed(
+    target: Target, subject: Subject, plan: Plan, images: list[bytes], titles: list[str], concurrency: int, batch: int
+) -> Load:
+    """A closed loop on a target; every round begins with a third of a window that is not counted."""
+    starts = range(0, len(images), batch)
+    many_images, many_titles = images * batch, titles * batch  # so that every request is of `batch` rows
+    requests = [
+        target.prepare(many_images[start : start + batch], many_titles[start : start + batch]) for start in starts
+    ]
+    identity = {
+        "measured": "load",
+        "subject": subject.name,
+        "server": target.name,
+        "client": "none" if target.name == IN_PROCESS else "prepared requests",
+        "loop": "closed",
+        "concurrency": concurrency,
+        "batch": batch,
+    }
+
+    def run() -> Window:
+        closed_loop(target, requests, batch, concurrency, plan.window / 3)
+        return closed_loop(target, requests, batch, concurrency, plan.window)
+
+    return Load(identity, run)
+
+
+def open_loop_rows(
+    target: Target, subject: Subject, plan: Plan, images: list[bytes], titles: list[str], measured: Sequence[Row]
+) -> Iterator[Row]:
+    """Poisson arrivals at shares of the capacity: the best throughput that single-row requests reached."""
+    reached = [
+        row["products_per_second"]
+        for row in measured
+        if row["server"] == target.name
+        and row["batch"] == 1
+        and "error" not in row
+        and row["client"] == "prepared requests"
+    ]
+    if not reached:
+        return
+    capacity = max(reached)
+    requests = [target.prepare([image], [title]) for image, title in zip(images, titles, strict=True)]
+    loads = []
+    for share in OPEN_LOOP_SHARES:
+        identity = {
+            "measured": "load",
+            "subject": subject.name,
+            "server": target.name,
+            "client": "prepared requests",
+            "loop": "open",
+            "share_of_capacity": share,
+            "batch": 1,
+        }
+        rate = share * capacity
+
+        seeds = iter(range(plan.rounds))  # other arrivals in every round, the same ones in every run
+
+        def next_round(rate: float = rate, seeds: Iterator[int] = seeds) -> Window:
+            return open_loop(target, requests, rate, plan.open_loop_window, next(seeds))
+
+        loads.append(Load(identity, next_round))
+    yield from in_rounds(loads, plan)
+
+
+def breakdown_rows(
+    target: GrpcTarget, subject: Subject, plan: Plan, images: list[bytes], titles: list[str], concurrency: int
+) -> Iterator[Row]:
+    """Where a request's time goes, from Triton's statistics over two windows."""
+    requests = [target.prepare([image], [title]) for image, title in zip(images, titles, strict=True)]
+    identity = {"measured": "breakdown", "subject": subject.name, "concurrency": concurrency}
+    try:
+        before = triton_statistics.read(target.url)
+        window = closed_loop(target, requests, 1, concurrency, 2 * plan.window)
+        after = triton_statistics.read(target.url)
+    except Exception as error:  # the server is gone
+        yield identity | {"error": str(error)}
+        return
+    steps = triton_statistics.steps(subject.repository)
+    for row in triton_statistics.breakdown(before, after, steps, 1e3 * float(window.latencies.mean())):
+        yield identity | row
+
+
+def rival_rows(
+    rival: Rival, subject: Subject, plan: Plan, images: list[bytes], titles: list[str], expected: Answers
+) -> Iterator[Row]:
+    """A rival's rows, or one that says why there are none."""
+    failed = {"measured": "load", "subject": subject.name, "server": rival.name}
+    try:
+        with running(rival, subject) as target:
+            found = mistake(target, subject.products[: plan.products], expected)
+            if found:
+                yield failed | {"error": f"wrong: {found}"}
+                return
+            loads = [
+                closed(target, subject, plan, images, titles, concurrency, 1)
+                for concurrency in plan.rival_concurrencies
+            ]
+            yield from in_rounds(loads, plan)
+    except Exception as error:  # not installed, did not start, died
+        yield failed | {"error": str(error)}
+
+
+def goals(name: str, plan: Plan, rows: Sequence[Row]) -> Iterator[Row]:
+    """The serving goals against what was measured; a goal whose rows are missing is not measured."""
+    closed_rows = {
+        (row["server"], row["client"], row["concurrency"], row["batch"]): row
+        for row in rows
+        if row.get("loop") == "closed" and "error" not in row
+    }
+
+    def of(server: str, concurrency: int, measure: str, client: str = "prepared requests") -> float | None:
+        row = closed_rows.get((server, client, concurrency, 1))
+        value = row[measure] if row else None
+        return value if isinstance(value, float) else None
+
+    def goal(text: str, value: float | None, base: float | None, limit: float) -> Row:
+        at_most = not text.startswith("throughput")
+        sign = "≤" if at_most else "≥"
+        found: Row = {"measured": "goal", "subject": name, "goal": text, "limit": f"{sign} {limit:g}"}
+        found["ratio"] = NOT_MEASURED
+        if value is not None and base:
+            ratio = value / base
+            found |= {"ratio": ratio, "reached": ratio <= limit if at_most else ratio >= limit}
+        return found
+
+    limit_p50 = of(IN_PROCESS, 1, "p50_ms", "none")
+    limit_rate = of(IN_PROCESS, 1, "products_per_second", "none")
+    own_rate, own_p99 = of(TRITON, 8, "products_per_second"), of(TRITON, 8, "p99_ms")
+    yield goal("p50 at concurrency 1 over in-process", of(TRITON, 1, "p50_ms"), limit_p50, plan.p50_goal)
+    yield goal("throughput at concurrency 8 over in-process", own_rate, limit_rate, plan.throughput_goal)
+    for rival in RIVALS:
+        rate, p99 = of(rival.name, 8, "products_per_second"), of(rival.name, 8, "p99_ms")
+        yield goal(f"throughput at concurrency 8 over {rival.name}", own_rate, rate, 1.3)
+        yield goal(f"p99 at concurrency 8 over {rival.name}", own_p99, p99, 1.0)
+    own_p50 = of(TRITON, 1, "p50_ms", "ShelfwiseClient")
+    yield goal("p50 at concurrency 1, ShelfwiseClient over prepared requests", own_p50, of(TRITON, 1, "p50_ms"), 1.03)
+    for concurrency in plan.client_concurrencies:
+        rate, other = (
+            of(TRITON, concurrency, "products_per_second", client) for client in ("ShelfwiseClient", "perf_analyzer")
+        )
+        yield goal(f"throughput at concurrency {concurrency}, ShelfwiseClient over perf_analyzer", rate, other, 0.9)
+
+
+def line(row: Row) -> str:
+    """A row for the terminal."""
+    kind = row["measured"]
+    head = " ".join(
+        str(row[name])
+        for name in ("subject", "server", "client", "loop", "share_of_capacity", "concurrency", "batch", "step", "goal")
+        if name in row
+    )
+    if "error" in row:
+        return f"{kind}: {head}: {row['error']}"
+    numbers = " ".join(
+        f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name != "share_of_capacity"
+    )
+    return f"{kind}: {head}: {numbers}" + ("" if row.get("reached", True) else "  MISSED")

@@ -1,0 +1,50 @@
+"""A bundle of any system as the next version of its ensemble: the front door of the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from catalogue.feed import Feed
+from training.bundle import load_bundle, system_of
+from training.colour_bundle import load_colour_bundle
+
+from .categorize import categorizer_system
+from .match_colours import colour_matcher_system
+from .onnx_graphs import ExportError
+from .repository import SOURCE
+from .system import ExportReport, ExportTarget, ServedSystem, export_system
+
+
+def export_bundle(
+    bundle_folder: Path,
+    repository: Path = SOURCE,
+    *,
+    target: ExportTarget | None = None,
+    feed: Feed | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
+    """Exports a bundle as the next version of its ensemble.
+
+    Args:
+        bundle_folder: from `shelfwise train`.
+        repository: the model repository to publish to; created when missing.
+        target: what will run it and in which precision; float32 for ONNX Runtime when None.
+        feed: products to calibrate int8 and fp8 on, of the training split; the few in the bundle when None.
+        progress: told what is being done.
+
+    Raises:
+        training.bundle.BundleError: the bundle cannot be used.
+        export.onnx_graphs.ExportError: a graph cannot be exported, or not for that target.
+        export.parity.ParityError: a graph answers differently; nothing is published and the old version stays.
+        catalogue.feed.FeedError: the feed is broken, or has no product to calibrate on.
+    """
+    return export_system(_system(bundle_folder, feed), repository, target, progress=progress)
+
+
+def _system(bundle_folder: Path, feed: Feed | None) -> ServedSystem:
+    if system_of(bundle_folder) == "categorize":
+        return categorizer_system(load_bundle(bundle_folder), bundle_folder, feed)
+    if feed is not None:
+        raise ExportError("match_colours is calibrated on the products in its bundle: leave the feed out")
+    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder)

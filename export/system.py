@@ -1,0 +1,244 @@
+"""The way of every system into a repository: graphs, precision, parity gate, plans, files, release.
+
+A system says what it is made of (`ServedSystem`), the caller what will run it (`ExportTarget`); the rest is the same
+for all.  Graphs are compared in a chain: what one exported file answers is what the next is asked, so the last outputs
+are those that a caller would get, and their deviation from PyTorch float32 is the system's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from google.protobuf import text_format
+from torch import Tensor
+
+from .onnx_graphs import GraphSpec, export_onnx, file_bytes, operator_counts
+from .parity import OutputParity, ParityError, check_parity, compare, failures, run_onnx, run_torch, worst
+from .plans import TENSORRT, PlanRecord
+from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
+from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_version
+from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
+
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class ServedSystem:
+    """What there is to export of a trained system.
+
+    Args:
+        ensemble: name of its ensemble in the repository.
+        graphs: its ONNX models, in the order in which they depend on each other.
+        inputs: batches of real inputs [N, …] by name for parity; shapes behind the batch axis may differ between them.
+        calibration: the same for int8 and fp8 ranges.
+        write_files: writes the files of the Python models, given the function from a model's name to its folder.
+        readiness: requests that a ready server must answer, {input: value} each.
+        release: what else release.json should say.
+        axis_ranges: smallest, most frequent and largest length of dynamic axes other than the batch, by name.
+    """
+
+    ensemble: str
+    graphs: Sequence[GraphSpec]
+    inputs: Sequence[Mapping[str, Tensor]]
+    calibration: Sequence[Mapping[str, Tensor]]
+    write_files: Callable[[Callable[[str], Path]], None]
+    readiness: Sequence[Mapping[str, Any]]
+    release: Mapping[str, Any]
+    axis_ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What will run an export.
+
+    Args:
+        runtime: ONNX Runtime on a CPU or on a GPU, or TensorRT.
+        precision: of the graphs that allow it; the runtime's default when None.
+        generations: compute capabilities ("8.9") to build plans for without a GPU; empty: this machine's.
+        version_compatible: plans that later TensorRT versions run as well.
+    """
+
+    runtime: Runtime = Runtime.CPU
+    precision: Precision | None = None
+    generations: Sequence[str] = ()
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export published: the version, and how each graph compares with PyTorch on real inputs.
+
+    Args:
+        parity: a comparison per output, by graph.
+        bytes: size of what is served, by graph.
+        precision: what each graph computes in.
+        kept: nodes left in float32 because parity asked for it ("operator name"), by graph.
+    """
+
+    repository: Path
+    version: int
+    parity: dict[str, list[OutputParity]]
+    bytes: dict[str, int]
+    precision: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
+
+
+def export_system(
+    system: ServedSystem,
+    repository: Path = SOURCE,
+    target: ExportTarget | None = None,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
+    """Publishes a system as the next version of its ensemble, or nothing.
+
+    Raises:
+        export.onnx_graphs.ExportError: a graph cannot be exported, or not for that target.
+        export.parity.ParityError: a graph answers differently; the old version stays.
+        export.repository.RepositoryError: the repository cannot take the version.
+    """
+    target = target or ExportTarget()
+    precision = choose_precision(target.runtime, target.precision)
+    builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
+    report = ExportReport(repository, 0, {}, {})
+    expected = [dict(batch) for batch in system.inputs]  # as PyTorch answers
+    served = [dict(batch) for batch in system.inputs]  # as the exported files answer
+    calibration = [dict(batch) for batch in system.calibration]
+    with stage_version(repository, system.ensemble) as staged:
+        for graph in system.graphs:
+            own = Precision.FP32 if graph.float32_only else precision
+            progress(f"{graph.name}: PyTorch → ONNX, {own}")
+            path = staged.path(graph.name) / "model.onnx"
+            export_onnx(graph, path)
+            operators = operator_counts(path)
+            lowered = lower_graph(
+                graph, path, own, target.runtime, _inputs(graph, expected), _inputs(graph, calibration)
+            )
+            # Fused for this CPU, a file meant for a GPU would not compute in its own precision.
+            exact = target.runtime is not Runtime.CPU and own is not Precision.FP32
+            # What comes out of a float32 graph behind reduced ones deviates as they do: the system's limits.
+            parity = worst(
+                [
+                    check_parity(graph, lowered.runnable, batch, LIMITS[precision], served_inputs=answered, exact=exact)
+                    for batch, answered in zip(_inputs(graph, expected), _inputs(graph, served), strict=True)
+                ]
+            )
+            for batch in (*expected, *calibration):
+                batch |= _tensors(run_torch(graph, {name: batch[name] for name in graph.inputs}))
+            for batch in served:
+                own_inputs = {name: batch[name] for name in graph.inputs}
+                batch |= _tensors(run_onnx(lowered.runnable, own_inputs, list(graph.outputs), exact=exact))
+            if lowered.runnable != path:
+                lowered.runnable.unlink()
+            size = file_bytes(path)
+            summary: dict[str, Any] = {
+                "precision": own.value,
+                "kept_in_float32": lowered.kept,
+                "parity": [asdict(output) for output in parity],
+                "bytes": size,
+                "operators": operator_counts(path),
+                "operators_in_float32": operators,
+            }
+            if builder is not None and not graph.float32_only:
+                progress(f"{graph.name}: {builder.name} plans for {', '.join(builder.compute_capabilities)}")
+                records = _build_plans(graph, path, builder, system, target, own)
+                summary["plans"] = {name: asdict(record) for name, record in records.items()}
+                if builder.name == TENSORRT:
+                    summary["parity"] = [
+                        asdict(output)
+                        for output in _check_plan(graph, builder, path, _inputs(graph, expected), precision)
+                    ]
+                size = summary["bytes"] = sum(path.with_name(name).stat().st_size for name in records)
+                _write_plan_config(graph.name, path.parent, records)
+                path.unlink()
+                path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+            (path.parent / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            report.parity[graph.name], report.kept[graph.name] = parity, lowered.kept
+            report.precision[graph.name] = own.value
+            report.bytes[graph.name] = size
+        progress("the Python models' files")
+        system.write_files(staged.path)
+        readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
+        (staged.path(system.ensemble) / READINESS_FILE).write_text(readiness, encoding="utf-8")
+        staged.publish(
+            {
+                "ensemble": system.ensemble,
+                "version": staged.version,
+                "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "target": target.runtime.value,
+                "precision": precision.value,
+                **system.release,
+            }
+        )
+    return ExportReport(repository, staged.version, report.parity, report.bytes, report.precision, report.kept)
+
+
+def _build_plans(
+    graph: GraphSpec,
+    path: Path,
+    builder: PlanBuilder,
+    system: ServedSystem,
+    target: ExportTarget,
+    precision: Precision,
+) -> dict[str, PlanRecord]:
+    """A plan beside the ONNX file for every GPU generation; their records by file name."""
+    config = read_config(graph.name)
+    largest = config.max_batch_size or 1
+    preferred = max(config.dynamic_batching.preferred_batch_size, default=max(1, largest // 4))
+    return {
+        name: build_plan(
+            builder,
+            generation,
+            path,
+            path.with_name(name),
+            batch_sizes=(1, preferred, largest),
+            precision=precision.value,
+            axis_ranges=system.axis_ranges,
+            version_compatible=target.version_compatible,
+        )
+        for generation in builder.compute_capabilities
+        for name in [plan_file(builder, generation)]
+    }
+
+
+def _check_plan(
+    graph: GraphSpec, builder: PlanBuilder, path: Path, batches: Sequence[Mapping[str, Tensor]], precision: Precision
+) -> list[OutputParity]:
+    """The parity gate for the plan itself, on the GPU that it was built for."""
+    rows = read_config(graph.name).max_batch_size or 1
+    comparisons = []
+    for batch in batches:
+        expected = run_torch(graph, batch)
+        found = run_plan(builder, path.with_name(PLAN_FILE), batch, graph.outputs, rows)
+        comparisons.append([compare(name, expected[name], found[name]) for name in graph.outputs])
+    parity = worst(comparisons)
+    missed = failures(parity, LIMITS[precision])
+    if missed:
+        raise ParityError(f"{graph.name}: the TensorRT plan differs from PyTorch: {'; '.join(missed)}")
+    return parity
+
+
+def _write_plan_config(model: str, folder: Path, records: Mapping[str, PlanRecord]) -> None:
+    """The model's configuration with what a plan needs, in the source's place for as long as the version is served."""
+    config = read_config(model)
+    config.backend = "tensorrt"
+    config.default_model_filename = next(iter(records))
+    for name, record in records.items():
+        config.cc_model_filenames[record.compute_capability] = name
+    (folder / CONFIG_FILE).write_text(text_format.MessageToString(config))
+
+
+def _inputs(graph: GraphSpec, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Of every batch what the graph takes."""
+    return [{name: batch[name] for name in graph.inputs} for batch in batches]
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

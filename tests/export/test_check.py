@@ -1,0 +1,86 @@
+"""The repository check: a fresh export passes; whatever does not fit is named by file, without Triton."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import shelfwise
+from export.check import check_repository
+from export.plans import TENSORRT_RTX, PlanRecord
+from export.repository import RepositoryError
+
+
+@pytest.fixture
+def repository(categorize_repository: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "repository"
+    shutil.copytree(categorize_repository, copy)
+    return copy
+
+
+def test_a_fresh_export_fits(repository: Path) -> None:
+    assert "categorize" in check_repository(repository)
+    result = CliRunner().invoke(shelfwise.app, ["repository", "check", "--repository", str(repository)])
+    assert result.exit_code == 0
+    assert "fit their files" in result.output
+
+
+def newer_opset(repository: Path) -> None:
+    path = repository / "image_encoder" / "1" / "model.onnx"
+    model = onnx.load(path)
+    model.opset_import[0].version = 23
+    onnx.save(model, path)
+
+
+def plan_for_another_machine(repository: Path) -> None:
+    folder = repository / "image_encoder" / "1"
+    (folder / "model.onnx").unlink()
+    (folder / "model.plan").write_bytes(b"plan")
+    PlanRecord(TENSORRT_RTX, "1.7", "8.9", False, "fp16", (1, 8, 32), False).save(folder / "model.plan")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "corrupt ONNX": (
+        lambda repository: (repository / "text_encoder" / "1" / "model.onnx").write_bytes(b"\x00garbage"),
+        "text_encoder/1/model.onnx",
+    ),
+    "wrong opset": (newer_opset, "image_encoder/1/model.onnx has opset 23"),
+    "no model": (lambda repository: (repository / "tokenize" / "1" / "model.py").unlink(), "tokenize/1 holds no model"),
+    "no version": (lambda repository: shutil.rmtree(repository / "tokenize" / "1"), "tokenize has no version"),
+    "no step": (lambda repository: shutil.rmtree(repository / "tokenize"), "step tokenize is no model"),
+    "interrupted": (
+        lambda repository: shutil.copytree(repository / "tokenize" / "1", repository / "tokenize" / "2"),
+        "categorize is at version 1, its step tokenize at 2",
+    ),
+    "no labels": (lambda repository: (repository / "categorize" / "labels.txt").unlink(), "labels.txt is missing"),
+    "no readiness": (
+        lambda repository: (repository / "categorize" / "readiness.json").write_text(json.dumps([{"image": ""}])),
+        "readiness.json must hold a list of requests with values for image, title",
+    ),
+    "other plan": (plan_for_another_machine, "was built by tensorrt-rtx 1.7 for compute capability 8.9"),
+    "unreadable": (
+        lambda repository: (repository / "tokenize" / "config.pbtxt").write_text("max_batch_size: many"),
+        "tokenize/config.pbtxt",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_does_not_fit_is_named(repository: Path, damage: str) -> None:
+    make, message = DAMAGES[damage]
+    make(repository)
+    with pytest.raises(RepositoryError, match=message):
+        check_repository(repository)
+
+
+def test_a_server_refuses_the_plan_before_triton_fails_on_it(repository: Path) -> None:
+    plan_for_another_machine(repository)
+    result = CliRunner().invoke(shelfwise.app, ["serve", "--repository", str(repository)])
+    assert result.exit_code == 1
+    assert "image_encoder: model.plan was built by tensorrt-rtx 1.7" in result.output
