@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import shelfwise
 from export.bundles import export_bundle
@@ -54,6 +53,7 @@ def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Pa
     sample = load_colour_bundle(colour_bundle).samples[0]
     assert [base64.b64decode(image) for image in requests[0]["images"]] == [product.images[0] for product in sample]
     assert requests[0]["labels"] == [product.entities["base_colour"] for product in sample]
+    assert published_versions(colour_repository, "match_colours") == [1]
     report = json.loads((colour_repository / "colour_matcher" / "1" / "report.json").read_text())
     assert report["parity"][0]["difference"] <= 1e-4
 
@@ -68,11 +68,3 @@ def test_a_graph_that_answers_differently_is_not_published(colour_bundle: Path, 
         export_bundle(bundle, repository)
     assert published_versions(repository, "match_colours") == []
     assert not (repository / "colour_matcher").exists()
-
-
-def test_export_command_takes_both_kinds_of_bundle(colour_bundle: Path, tmp_path: Path) -> None:
-    command = ["export", str(colour_bundle), "--repository", str(tmp_path / "repository")]
-    result = CliRunner().invoke(shelfwise.app, command)
-    assert result.exit_code == 0, result.output
-    assert "version 1 published" in result.output
-    assert published_versions(tmp_path / "repository", "match_colours") == [1]
