@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer
-from tritonclient.grpc import InferenceServerClient, InferResult
+from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
 from catalogue.images import MAX_BYTES, decode_image
@@ -136,6 +136,35 @@ def test_answer_is_ranked_and_named(client: InferenceServerClient, categorize_re
     assert (np.diff(answer.probability[0]) <= 0).all()
     assert 0 < answer.probability.sum() <= 1 + 1e-5
     assert len(set(answer.category_id[0])) == answer.category_id.shape[1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["category"],
+        ["category_id"],
+        ["probability"],
+        ["neighbour_kl"],
+        ["class_probability"],
+        ["category", "neighbour_kl"],
+    ],
+)
+def test_any_choice_of_outputs_is_answered_alike(names: list[str], client: InferenceServerClient) -> None:
+    inputs = [bytes_input("image", [draw_image()]), bytes_input("title", [TITLE])]
+    whole = client.infer("categorize", inputs, client_timeout=20)
+    chosen = client.infer(
+        "categorize", inputs, outputs=[InferRequestedOutput(name) for name in names], client_timeout=20
+    )
+    assert sorted(output.name for output in chosen.get_response().outputs) == names
+    for name in names:
+        np.testing.assert_array_equal(chosen.as_numpy(name), whole.as_numpy(name))
+
+
+@pytest.mark.parametrize("name", ["category", "category_id", "probability", "neighbour_kl"])
+def test_no_choice_of_outputs_goes_round_the_refusal_of_empty_rows(name: str, client: InferenceServerClient) -> None:
+    inputs = [bytes_input("image", [b""]), bytes_input("title", [b""])]
+    with pytest.raises(InferenceServerException, match="image and title are both empty"):
+        client.infer("categorize", inputs, outputs=[InferRequestedOutput(name)], client_timeout=20)
 
 
 def test_answers_equal_onnx_runtime_in_process(client: InferenceServerClient, categorize_repository: Path) -> None:

@@ -59,6 +59,8 @@ def look_up(
 ) -> list[list[str]]:
     inputs = [
         infer_input("category_id", np.array(ids, np.int32), "INT32"),
+        infer_input("probability", np.full(np.shape(ids), 0.5, np.float32), "FP32"),
+        infer_input("neighbour_kl", np.zeros((len(ids), 1), np.float32), "FP32"),
         infer_input("image_present", np.array(image)[:, None], "BOOL"),
         infer_input("text_present", np.array(text)[:, None], "BOOL"),
     ]

@@ -21,4 +21,6 @@ class TritonPythonModel:
         if not np.isfinite(probability).all():
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("a probability is not a finite number"))
         assignment = np.stack([one_to_one(product) for product in probability])
-        return pb_utils.InferenceResponse([pb_utils.Tensor("assignment", assignment)])
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("probability", probability), pb_utils.Tensor("assignment", assignment)]
+        )

@@ -39,7 +39,10 @@ class TritonPythonModel:
                     f"category ids {category_id.min()} to {category_id.max()}, but labels.txt names {len(self.labels)}"
                 )
             )
-        return pb_utils.InferenceResponse([pb_utils.Tensor("category", self.labels[category_id])])
+        outputs = [pb_utils.Tensor("category", self.labels[category_id]), pb_utils.Tensor("category_id", category_id)]
+        for name in ("probability", "neighbour_kl"):
+            outputs.append(pb_utils.Tensor(name, pb_utils.get_input_tensor_by_name(request, name).as_numpy()))
+        return pb_utils.InferenceResponse(outputs)
 
 
 def refuse(message):
