@@ -20,7 +20,7 @@ from catalogue.product import PATH_SEPARATOR, Product
 from models.tokenizer import encode
 from training.bundle import CategorizerBundle
 
-from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, ServedCategoryHead
+from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, Names, ServedCategoryHead, ServedEncoders
 from .system import ServedSystem
 
 ENSEMBLE = "categorize"
@@ -35,7 +35,7 @@ def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Fee
         graphs=categorizer_graphs(bundle),
         inputs=[inputs],
         calibration=[real_inputs(bundle, calibration_products(feed)) if feed is not None else inputs],
-        write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
+        write_files=lambda path: _write_files(bundle, bundle_folder, path),
         readiness=readiness_requests(bundle.samples[0]),
         release={
             "trained_on": bundle.config.training.get("feed"),
@@ -59,19 +59,18 @@ def calibration_products(feed: Feed) -> list[Product]:
 
 
 def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
-    """The three ONNX models of a categorizer, in the order in which they depend on each other."""
+    """The two ONNX models of a categorizer, in the order in which they depend on each other."""
     config = bundle.config
     tokens = torch.ones(EXAMPLE_ROWS, config.text_encoder.max_length, dtype=torch.int64)
     embeds = torch.zeros(EXAMPLE_ROWS, config.head.embed_dim)
     present = torch.ones(EXAMPLE_ROWS, 1, dtype=torch.bool)
     pixels = torch.zeros(EXAMPLE_ROWS, config.image_encoder.height, config.image_encoder.width, 3, dtype=torch.uint8)
     return [
-        GraphSpec("image_encoder", bundle.model.image_encoder, {"pixel_values": pixels}, ["image_embeds"]),
         GraphSpec(
-            "text_encoder",
-            bundle.model.text_encoder,
-            {"input_ids": tokens, "attention_mask": tokens.clone()},
-            ["text_embeds"],
+            "product_encoder",
+            ServedEncoders(bundle.model.image_encoder, bundle.model.text_encoder),
+            {"pixel_values": pixels, "input_ids": tokens, "attention_mask": tokens.clone()},
+            ["image_embeds", "text_embeds"],
         ),
         GraphSpec(
             "category_head",
@@ -84,6 +83,7 @@ def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
             },
             ["category_id", "probability", "neighbour_kl", "class_probability"],
             float32_only=True,  # a few small matrices, and it decides between close categories
+            names=Names("category", "category_id", category_names(bundle)),
         ),
     ]
 
@@ -120,14 +120,18 @@ def readiness_requests(product: Product) -> list[dict[str, str]]:
     return [{"image": base64.b64encode(image).decode(), "title": title} for image, title in ways_to_ask(product)]
 
 
-def _write_python_models(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
-    encoder = bundle.config.image_encoder
-    shutil.copyfile(catalogue.images.__file__, path("decode_image") / "images.py")
-    size = {"height": encoder.height, "width": encoder.width}
-    (path("decode_image") / "preprocessing.json").write_text(json.dumps(size) + "\n")
-    shutil.copyfile(bundle_folder / "tokenizer.json", path("tokenize") / "tokenizer.json")
-    length = {"max_length": bundle.config.text_encoder.max_length}
-    (path("tokenize") / "preprocessing.json").write_text(json.dumps(length) + "\n")
-    labels = "".join(f"{PATH_SEPARATOR.join(label)}\n" for label in bundle.taxonomy.paths)
-    for model in ("category_labels", ENSEMBLE):
-        (path(model) / "labels.txt").write_text(labels, encoding="utf-8")
+def category_names(bundle: CategorizerBundle) -> list[str]:
+    """The full path of every category, "Apparel > Topwear > Tshirts", by id."""
+    return [PATH_SEPARATOR.join(path) for path in bundle.taxonomy.paths]
+
+
+def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
+    """What prepare_product reads, and the names of the classes for Triton's classification extension."""
+    folder = path("prepare_product")
+    shutil.copyfile(catalogue.images.__file__, folder / "images.py")
+    shutil.copyfile(bundle_folder / "tokenizer.json", folder / "tokenizer.json")
+    encoder, max_length = bundle.config.image_encoder, bundle.config.text_encoder.max_length
+    sizes = {"height": encoder.height, "width": encoder.width, "max_length": max_length}
+    (folder / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
+    labels = "".join(f"{name}\n" for name in category_names(bundle))
+    (path(ENSEMBLE) / "labels.txt").write_text(labels, encoding="utf-8")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
@@ -34,6 +35,21 @@ class ExportError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Names:
+    """A further output of a graph, strings: the names of the numbers that another output holds.
+
+    Args:
+        output: what the further output is called.
+        numbers: the output whose entries are indices into `names`.
+        names: of 0, 1, 2, …
+    """
+
+    output: str
+    numbers: str
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """A served ONNX model: the module, example inputs by name (batch axis first), and the outputs' names.
 
@@ -41,6 +57,7 @@ class GraphSpec:
     float32 whatever the target and the precision.
     `dynamic_axes` names further axes of inputs that vary from request to request, {input: {axis: name}}; axes of one
     name are equally long. Their example lengths are two or more, different for different names.
+    `names` are looked up within the graph, for callers who want words; PyTorch, which has none, gives the numbers.
     """
 
     name: str
@@ -49,6 +66,20 @@ class GraphSpec:
     outputs: Sequence[str]
     float32_only: bool = False
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    names: Names | None = None
+
+
+class ServedEncoders(nn.Module):
+    """Both encoders of a categorizer as one graph."""
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """image_embeds and text_embeds, [B, D] each, of pixels [B, H, W, 3] uint8 and tokens [B, L] int64."""
+        return self.image_encoder(pixel_values), self.text_encoder(input_ids, attention_mask)
 
 
 class ServedCategoryHead(nn.Module):
@@ -127,8 +158,22 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"{graph.name}: PyTorch could not export the model: {error}") from error
     assert program is not None
-    save_onnx(program.model_proto, path)
+    model = program.model_proto
+    if graph.names is not None:
+        look_up_names(model, graph.names)
+    save_onnx(model, path)
     check_versions(path)
+
+
+def look_up_names(model: onnx.ModelProto, names: Names) -> None:
+    """Adds the output `names.output` to a graph: a Gather from a table of strings."""
+    (numbers,) = (output for output in model.graph.output if output.name == names.numbers)
+    table = f"{names.output}_names"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(names.names, np.object_), table))
+    model.graph.node.append(onnx.helper.make_node("Gather", [table, names.numbers], [names.output], name=names.output))
+    output = model.graph.output.add(name=names.output)
+    output.type.tensor_type.CopyFrom(numbers.type.tensor_type)
+    output.type.tensor_type.elem_type = onnx.TensorProto.STRING
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -297,8 +297,8 @@ class TritonServer:
             f"--backend-config=python,stub-timeout-seconds={max(1, round(self.start_timeout))}",
         ]
         served = [config.name for config in readiness.model_configs(repository)]
-        whole = len(served) == len(list(repository.glob("*/config.pbtxt")))
-        if self.model_control or not whole:  # systems that were not exported yet are left out by naming the others
+        whole = len(served) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
+        if self.model_control or not whole:  # what was not exported, or is no model, is left out by naming the others
             command.append("--model-control-mode=explicit")
             command += [f"--load-model={name}" for name in (["*"] if whole else served)]
         else:

@@ -1,8 +1,8 @@
 """The work of the ensemble `categorize` in one process: the same files, one after another, without a server.
 
-This is the limit that serving is measured against, and what every rival wraps: decode, tokenise, the three ONNX files,
-names. It reads an exported repository and imports only what the rivals' environment has, not the project; the decoder
-is the one that the export copied beside the served model. Rows must have an image and a title: the benchmark's do.
+This is the limit that serving is measured against, and what every rival wraps: decode, tokenise, the two ONNX files. It
+reads an exported repository and imports only what the rivals' environment has, not the project; the decoder is the one
+that the export copied beside the served model. Rows must have an image and a title: the benchmark's do.
 """
 
 from __future__ import annotations
@@ -41,22 +41,21 @@ class Answers:
 
 
 class Preprocessing:
-    """Image files and titles to what the encoders take, as the served decode_image and tokenize do it."""
+    """Image files and titles to what the encoders take, as the served prepare_product does it."""
 
     def __init__(self, repository: Path) -> None:
-        decoder, tokenizer = newest(repository, "decode_image"), newest(repository, "tokenize")
-        specification = importlib.util.spec_from_file_location("served_images", decoder / "images.py")
+        folder = newest(repository, "prepare_product")
+        specification = importlib.util.spec_from_file_location("served_images", folder / "images.py")
         assert specification is not None
         assert specification.loader is not None
         images = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(images)
         self.decode_image = images.decode_image
-        size = json.loads((decoder / "preprocessing.json").read_text())
-        self.height, self.width = size["height"], size["width"]
-        length = json.loads((tokenizer / "preprocessing.json").read_text())["max_length"]
-        self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self.tokenizer.enable_truncation(length)
-        self.tokenizer.enable_padding(length=length)
+        sizes = json.loads((folder / "preprocessing.json").read_text())
+        self.height, self.width = sizes["height"], sizes["width"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(sizes["max_length"])
+        self.tokenizer.enable_padding(length=sizes["max_length"])
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
     def decode(self, images: Sequence[bytes]) -> np.ndarray:
@@ -78,30 +77,28 @@ class Pipeline:
 
     Args:
         repository: from `shelfwise export`.
-        threads: of each encoder's session; 0 leaves ONNX Runtime's default, one a core.
+        threads: of the encoders' session; 0 leaves ONNX Runtime's default, one a core.
         spinning: whether threads that wait burn their core, ONNX Runtime's default. Good alone, bad in company.
     """
 
     def __init__(self, repository: Path, threads: int = 0, *, spinning: bool = True) -> None:
         self.preprocessing = Preprocessing(repository)
-        self.image_encoder = session(repository, "image_encoder", threads, spinning)
-        self.text_encoder = session(repository, "text_encoder", threads, spinning)
+        self.product_encoder = session(repository, "product_encoder", threads, spinning)
         self.category_head = session(repository, "category_head", 1, spinning)
-        self.labels = read_labels(repository)
 
     def __call__(self, images: Sequence[bytes], titles: Sequence[str]) -> Answers:
         input_ids, attention_mask = self.preprocessing.tokenize(titles)
         return self.infer(self.preprocessing.decode(images), input_ids, attention_mask)
 
     def infer(self, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> Answers:
-        """The part that the ONNX files do, and the names; arguments as `Preprocessing` returns them."""
+        """The part that the ONNX files do; arguments as `Preprocessing` returns them."""
         present = np.ones((len(pixel_values), 1), np.bool_)
-        (text_embeds,) = self.text_encoder.run(
-            ["text_embeds"], {"input_ids": input_ids, "attention_mask": attention_mask}
+        image_embeds, text_embeds = self.product_encoder.run(
+            ["image_embeds", "text_embeds"],
+            {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask},
         )
-        (image_embeds,) = self.image_encoder.run(["image_embeds"], {"pixel_values": pixel_values})
-        category_id, probability, neighbour_kl = self.category_head.run(
-            ["category_id", "probability", "neighbour_kl"],
+        category, category_id, probability, neighbour_kl = self.category_head.run(
+            ["category", "category_id", "probability", "neighbour_kl"],
             {
                 "image_embeds": image_embeds,
                 "text_embeds": text_embeds,
@@ -109,7 +106,7 @@ class Pipeline:
                 "text_present": present,
             },
         )
-        return Answers(self.labels[category_id], category_id, probability, neighbour_kl)
+        return Answers(category, category_id, probability, neighbour_kl)
 
 
 def newest(repository: Path, model: str) -> Path:
@@ -125,9 +122,3 @@ def session(repository: Path, model: str, threads: int, spinning: bool) -> onnxr
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     path = newest(repository, model) / "model.onnx"
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def read_labels(repository: Path) -> np.ndarray:
-    """Names of the categories, [C] str objects."""
-    text = (newest(repository, "category_labels") / "labels.txt").read_text(encoding="utf-8")
-    return np.array(text.splitlines(), np.object_)

@@ -156,15 +156,15 @@ def test_request_given_up_in_one_step_is_not_taken_to_the_next(
 
     slow = png(Image.new("L", (8000, 8000)))  # few bytes to send, many pixels to decode
     served.categorize(title=TITLE)
-    decoded, encoded = executed("decode_image"), executed("image_encoder")
+    decoded, encoded = executed("prepare_product"), executed("product_encoder")
     with pytest.raises(DeadlineExceeded):
         served.categorize(slow, timeout=0.1)
     patience = time.monotonic() + 10
-    while executed("decode_image") == decoded and time.monotonic() < patience:
+    while executed("prepare_product") == decoded and time.monotonic() < patience:
         time.sleep(0.05)
     time.sleep(0.2)
-    assert executed("decode_image") == decoded + 1
-    assert executed("image_encoder") == encoded
+    assert executed("prepare_product") == decoded + 1
+    assert executed("product_encoder") == encoded
 
 
 def test_classification_extension_names_the_most_probable_categories(

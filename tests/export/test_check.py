@@ -32,14 +32,14 @@ def test_a_fresh_export_fits(repository: Path) -> None:
 
 
 def newer_opset(repository: Path) -> None:
-    path = repository / "image_encoder" / "1" / "model.onnx"
+    path = repository / "product_encoder" / "1" / "model.onnx"
     model = onnx.load(path)
     model.opset_import[0].version = 23
     onnx.save(model, path)
 
 
 def plan_for_another_machine(repository: Path) -> None:
-    folder = repository / "image_encoder" / "1"
+    folder = repository / "product_encoder" / "1"
     (folder / "model.onnx").unlink()
     (folder / "model.plan").write_bytes(b"plan")
     PlanRecord(TENSORRT_RTX, "1.7", "8.9", False, "fp16", (1, 8, 32), False).save(folder / "model.plan")
@@ -47,16 +47,22 @@ def plan_for_another_machine(repository: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt ONNX": (
-        lambda repository: (repository / "text_encoder" / "1" / "model.onnx").write_bytes(b"\x00garbage"),
-        "text_encoder/1/model.onnx",
+        lambda repository: (repository / "category_head" / "1" / "model.onnx").write_bytes(b"\x00garbage"),
+        "category_head/1/model.onnx",
     ),
-    "wrong opset": (newer_opset, "image_encoder/1/model.onnx has opset 23"),
-    "no model": (lambda repository: (repository / "tokenize" / "1" / "model.py").unlink(), "tokenize/1 holds no model"),
-    "no version": (lambda repository: shutil.rmtree(repository / "tokenize" / "1"), "tokenize has no version"),
-    "no step": (lambda repository: shutil.rmtree(repository / "tokenize"), "step tokenize is no model"),
+    "wrong opset": (newer_opset, "product_encoder/1/model.onnx has opset 23"),
+    "no model": (
+        lambda repository: (repository / "prepare_product" / "1" / "model.py").unlink(),
+        "prepare_product/1 holds no model",
+    ),
+    "no version": (
+        lambda repository: shutil.rmtree(repository / "prepare_product" / "1"),
+        "prepare_product has no version",
+    ),
+    "no step": (lambda repository: shutil.rmtree(repository / "prepare_product"), "step prepare_product is no model"),
     "interrupted": (
-        lambda repository: shutil.copytree(repository / "tokenize" / "1", repository / "tokenize" / "2"),
-        "categorize is at version 1, its step tokenize at 2",
+        lambda repository: shutil.copytree(repository / "prepare_product" / "1", repository / "prepare_product" / "2"),
+        "categorize is at version 1, its step prepare_product at 2",
     ),
     "no labels": (lambda repository: (repository / "categorize" / "labels.txt").unlink(), "labels.txt is missing"),
     "no readiness": (
@@ -65,8 +71,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other plan": (plan_for_another_machine, "was built by tensorrt-rtx 1.7 for compute capability 8.9"),
     "unreadable": (
-        lambda repository: (repository / "tokenize" / "config.pbtxt").write_text("max_batch_size: many"),
-        "tokenize/config.pbtxt",
+        lambda repository: (repository / "prepare_product" / "config.pbtxt").write_text("max_batch_size: many"),
+        "prepare_product/config.pbtxt",
     ),
 }
 
@@ -83,4 +89,4 @@ def test_a_server_refuses_the_plan_before_triton_fails_on_it(repository: Path) -
     plan_for_another_machine(repository)
     result = CliRunner().invoke(shelfwise.app, ["serve", "--repository", str(repository)])
     assert result.exit_code == 1
-    assert "image_encoder: model.plan was built by tensorrt-rtx 1.7" in result.output
+    assert "product_encoder: model.plan was built by tensorrt-rtx 1.7" in result.output

@@ -35,7 +35,7 @@ def publish(repository: Path, text: str) -> int:
 def test_versions_count_up_and_two_are_kept(tmp_path: Path) -> None:
     assert [publish(tmp_path, text) for text in "abc"] == [1, 2, 3]
     assert published_versions(tmp_path, "categorize") == [2, 3]
-    assert sorted(path.name for path in (tmp_path / "tokenize").iterdir()) == ["2", "3", "config.pbtxt"]
+    assert sorted(path.name for path in (tmp_path / "prepare_product").iterdir()) == ["2", "3", "config.pbtxt"]
 
 
 def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
     publish(tmp_path, "b")
     assert (tmp_path / "categorize" / "labels.txt").read_text() == "b"
     assert rollback(tmp_path, "categorize") == 1
-    assert (tmp_path / "text_encoder" / "1" / "built").read_text() == "a"
+    assert (tmp_path / "product_encoder" / "1" / "built").read_text() == "a"
     assert (tmp_path / "categorize" / "labels.txt").read_text() == "a", "Triton reads the labels beside config.pbtxt"
-    assert not (tmp_path / "text_encoder" / "2").exists()
+    assert not (tmp_path / "product_encoder" / "2").exists()
     with pytest.raises(RepositoryError, match="none to go back to"):
         rollback(tmp_path, "categorize")
 
@@ -57,7 +57,7 @@ def test_an_export_that_fails_leaves_no_trace(tmp_path: Path) -> None:
 
     def fail_half_way() -> None:
         with stage_version(repository, "categorize") as staged:
-            (staged.path("tokenize") / "built").write_text("half")
+            (staged.path("prepare_product") / "built").write_text("half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -67,7 +67,7 @@ def test_an_export_that_fails_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -> None:
     publish(tmp_path, "a")
-    leftover = tmp_path / "tokenize" / "2"
+    leftover = tmp_path / "prepare_product" / "2"
     leftover.mkdir()
     (leftover / "built").write_text("half")
     assert published_versions(tmp_path, "categorize") == [1], "a version counts when the ensemble's is there"
@@ -78,13 +78,12 @@ def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -
 def test_an_exported_repository_holds_what_its_models_read(categorize_repository: Path) -> None:
     files = {str(path.relative_to(categorize_repository)) for path in categorize_repository.rglob("*")}
     assert {
-        "decode_image/1/images.py",
-        "decode_image/1/model.py",
-        "decode_image/1/preprocessing.json",
-        "tokenize/1/tokenizer.json",
-        "image_encoder/1/model.onnx",
-        "image_encoder/1/report.json",
-        "category_labels/1/labels.txt",
+        "prepare_product/1/images.py",
+        "prepare_product/1/model.py",
+        "prepare_product/1/preprocessing.json",
+        "prepare_product/1/tokenizer.json",
+        "product_encoder/1/model.onnx",
+        "product_encoder/1/report.json",
         "categorize/labels.txt",
         "categorize/1/release.json",
         "categorize/readiness.json",
@@ -109,7 +108,7 @@ def test_neighbour_kl_is_the_divergence_from_the_soft_label(
 
     sessions = {
         name: onnxruntime.InferenceSession(categorize_repository / name / "1" / "model.onnx")
-        for name in ("image_encoder", "text_encoder", "category_head")
+        for name in ("product_encoder", "category_head")
     }
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     for name in sessions:
@@ -138,7 +137,7 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
 
     original = exporting.export_onnx
     monkeypatch.setattr(exporting, "export_onnx", drifted)
-    with pytest.raises(ParityError, match=r"image_encoder: .*image_embeds"):
+    with pytest.raises(ParityError, match=r"product_encoder: .*image_embeds"):
         export_bundle(categorize_bundle, repository)
     assert published_versions(repository, "categorize") == [1]
     assert not list(tmp_path.glob(".*staging"))
@@ -197,16 +196,16 @@ def test_every_target_of_a_bundle_is_published_and_rolled_back_with_its_configur
     for options in (["--precision", "int8"], ["--target", "tensorrt", "--gpu", "8.9", "--gpu", "12.0"]):
         result = CliRunner().invoke(shelfwise.app, [*command, *options])
         assert result.exit_code == 0, result.output
-    config = read_config("image_encoder", repository)
+    config = read_config("product_encoder", repository)
     assert config.backend == "tensorrt"
     assert dict(config.cc_model_filenames) == {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
-    assert (repository / "image_encoder" / "2" / "model.sm89.plan").is_file()
+    assert (repository / "product_encoder" / "2" / "model.sm89.plan").is_file()
     assert (repository / "category_head" / "2" / "model.onnx").is_file(), "it decides, in float32, on the CPU"
-    report = json.loads((repository / "image_encoder" / "2" / "report.json").read_text())
+    report = json.loads((repository / "product_encoder" / "2" / "report.json").read_text())
     assert report["precision"] == "fp16"
     assert set(report["plans"]) == {"model.sm89.plan", "model.sm120.plan"}
     assert rollback(repository, "categorize") == 1
-    assert read_config("image_encoder", repository) == read_config("image_encoder")
+    assert read_config("product_encoder", repository) == read_config("product_encoder")
     release = json.loads((repository / "categorize" / "1" / "release.json").read_text())
     assert (release["target"], release["precision"]) == ("cpu", "int8")
 

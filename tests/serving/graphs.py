@@ -76,16 +76,14 @@ def install(repository: Path, model: str, name: str | None = None) -> Path:
     return target / "1"
 
 
-def install_decode_image(repository: Path, height: int, width: int) -> None:
-    folder = install(repository, "decode_image")
+def install_prepare_product(
+    repository: Path, tokenizer: Tokenizer, height: int, width: int, max_length: int, name: str = "prepare_product"
+) -> None:
+    folder = install(repository, "prepare_product", name)
     shutil.copyfile(ROOT / "catalogue" / "images.py", folder / "images.py")
-    (folder / "preprocessing.json").write_text(json.dumps({"height": height, "width": width}))
-
-
-def install_tokenize(repository: Path, tokenizer: Tokenizer, max_length: int, name: str = "tokenize") -> None:
-    folder = install(repository, "tokenize", name)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "preprocessing.json").write_text(json.dumps({"max_length": max_length}))
+    sizes = {"height": height, "width": width, "max_length": max_length}
+    (folder / "preprocessing.json").write_text(json.dumps(sizes))
 
 
 def train_tokenizer() -> Tokenizer:

@@ -81,27 +81,28 @@ def newest(repository: Path, model: str) -> Path:
 
 def in_process(repository: Path, images: list[bytes], titles: list[bytes]) -> Answer:
     """The same files, called one after another without a server."""
-    size = json.loads((newest(repository, "decode_image") / "preprocessing.json").read_text())
-    length = json.loads((newest(repository, "tokenize") / "preprocessing.json").read_text())["max_length"]
-    tokenizer = Tokenizer.from_file(str(newest(repository, "tokenize") / "tokenizer.json"))
+    sizes = json.loads((newest(repository, "prepare_product") / "preprocessing.json").read_text())
+    height, width, length = sizes["height"], sizes["width"], sizes["max_length"]
+    tokenizer = Tokenizer.from_file(str(newest(repository, "prepare_product") / "tokenizer.json"))
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {"pad_id": 0, "pad_token": "[PAD]"}
     tokenizer.enable_padding(length=length, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
-    labels = (newest(repository, "category_labels") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (newest(repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
 
     def run(model: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = onnxruntime.InferenceSession(newest(repository, model) / "model.onnx")
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, feed), strict=True))
 
-    white = np.full((size["height"], size["width"], 3), 255, np.uint8)
-    pixels = [decode_image(image, size["height"], size["width"]) if image else white for image in images]
+    white = np.full((height, width, 3), 255, np.uint8)
+    pixels = [decode_image(image, height, width) if image else white for image in images]
     encodings = tokenizer.encode_batch([title.decode().strip() for title in titles])
     attention_mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
     attention_mask[:, 0] = 1
-    embeds = run("image_encoder", {"pixel_values": np.stack(pixels)}) | run(
-        "text_encoder",
-        {"input_ids": np.array([encoding.ids for encoding in encodings], np.int64), "attention_mask": attention_mask},
+    input_ids = np.array([encoding.ids for encoding in encodings], np.int64)
+    embeds = run(
+        "product_encoder",
+        {"pixel_values": np.stack(pixels), "input_ids": input_ids, "attention_mask": attention_mask},
     )
     present = {
         "image_present": np.array([[bool(image)] for image in images]),
@@ -129,7 +130,7 @@ def products(count: int) -> tuple[list[bytes], list[bytes]]:
 
 def test_answer_is_ranked_and_named(client: InferenceServerClient, categorize_repository: Path) -> None:
     answer = categorize(client, [draw_image()], [TITLE])
-    labels = (newest(categorize_repository, "category_labels") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (newest(categorize_repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
     assert answer.category.shape == answer.probability.shape == (1, min(len(labels), 20))
     assert answer.neighbour_kl.shape == (1, 1)
     assert [name.decode() for name in answer.category[0]] == [labels[index] for index in answer.category_id[0]]
@@ -326,7 +327,7 @@ def test_bad_request_fails_alone_among_good_ones(client: InferenceServerClient) 
                 assert_same(answer.result(), expected)
             else:
                 refusal(answer.result)
-    batches = client.get_inference_statistics("decode_image").model_stats[0].batch_stats
+    batches = client.get_inference_statistics("prepare_product").model_stats[0].batch_stats
     assert max(batch.batch_size for batch in batches) > 1
 
 

@@ -1,4 +1,4 @@
-"""decode_image, tokenize and category_labels, each asked directly in a real Triton."""
+"""prepare_product, asked directly in a real Triton."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tritonclient.utils import InferenceServerException
 
 from catalogue.images import decode_image
 from serving.server import TritonServer
-from tests.serving.conftest import bytes_input, connect, infer_input
-from tests.serving.graphs import draw_image, install, install_decode_image, install_tokenize, train_tokenizer
+from tests.serving.conftest import bytes_input, connect
+from tests.serving.graphs import draw_image, install_prepare_product, train_tokenizer
 
 HEIGHT, WIDTH, LENGTH = 40, 30, 10
-LABELS = ["Apparel > Topwear > Tshirts", "Footwear > Shoes > Löparskor", "Accessories > Watches"]
+MODEL = "prepare_product"
+FULL_BATCHES = "prepare_full_batches"  # the same files, but it waits until 32 rows make a batch
 
 
 @pytest.fixture(scope="module")
@@ -31,41 +32,25 @@ def client(
     start_server: Callable[..., TritonServer], tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer
 ) -> InferenceServerClient:
     repository = tmp_path_factory.mktemp("python-models")
-    install_decode_image(repository, HEIGHT, WIDTH)
-    install_tokenize(repository, tokenizer, LENGTH)
-    install_tokenize(repository, tokenizer, LENGTH, name="tokenize_full_batches")
-    config = repository / "tokenize_full_batches" / "config.pbtxt"
+    for name in (MODEL, FULL_BATCHES):
+        install_prepare_product(repository, tokenizer, HEIGHT, WIDTH, LENGTH, name=name)
+    config = repository / FULL_BATCHES / "config.pbtxt"
     waiting = "dynamic_batching { preferred_batch_size: 32 max_queue_delay_microseconds: 30000000 }"
     assert "dynamic_batching { }" in config.read_text()
     config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
-    (install(repository, "category_labels") / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
     return connect(start_server(repository))
 
 
-def decode(client: InferenceServerClient, images: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    result = client.infer("decode_image", [bytes_input("image", images)], client_timeout=20)
+def decode(client: InferenceServerClient, images: list[bytes], model: str = MODEL) -> tuple[np.ndarray, np.ndarray]:
+    inputs = [bytes_input("image", images), bytes_input("title", [b"a title"] * len(images))]
+    result = client.infer(model, inputs, client_timeout=20)
     return result.as_numpy("pixel_values"), result.as_numpy("image_present")
 
 
-def tokenize(
-    client: InferenceServerClient, texts: list[bytes], model: str = "tokenize"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    result = client.infer(model, [bytes_input("text", texts)], client_timeout=20)
+def tokenize(client: InferenceServerClient, titles: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    inputs = [bytes_input("image", [draw_image()] * len(titles)), bytes_input("title", titles)]
+    result = client.infer(MODEL, inputs, client_timeout=20)
     return tuple(result.as_numpy(name) for name in ("input_ids", "attention_mask", "text_present"))  # type: ignore[return-value]
-
-
-def look_up(
-    client: InferenceServerClient, ids: list[list[int]], image: list[bool], text: list[bool]
-) -> list[list[str]]:
-    inputs = [
-        infer_input("category_id", np.array(ids, np.int32), "INT32"),
-        infer_input("probability", np.full(np.shape(ids), 0.5, np.float32), "FP32"),
-        infer_input("neighbour_kl", np.zeros((len(ids), 1), np.float32), "FP32"),
-        infer_input("image_present", np.array(image)[:, None], "BOOL"),
-        infer_input("text_present", np.array(text)[:, None], "BOOL"),
-    ]
-    names = client.infer("category_labels", inputs, client_timeout=20).as_numpy("category")
-    return [[name.decode() for name in row] for row in names]
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -75,7 +60,7 @@ def refusal(call: Callable[[], object]) -> str:
     return raised.value.message()
 
 
-# decode_image
+# Images
 
 
 def test_images_are_decoded_as_in_training(client: InferenceServerClient) -> None:
@@ -105,31 +90,28 @@ def test_bad_image_among_rows_is_named_by_its_row(client: InferenceServerClient)
     assert message.startswith("image of row 2: ")
 
 
-def test_bad_image_fails_alone_in_a_batch(client: InferenceServerClient) -> None:
-    """While 20 rows are being decoded, others queue up behind them and become one batch, with the bad one in it."""
-    good = draw_image(size=(900, 1200))
-    with ThreadPoolExecutor(10) as callers:
-        slow = callers.submit(decode, client, [good] * 20)
-        time.sleep(0.01)
-        images = [good, good, b"no image", good, good, good]
-        answers = [callers.submit(decode, client, [image]) for image in images]
-        assert len(slow.result()[0]) == 20
-        for image, answer in zip(images, answers, strict=True):
-            if image is good:
-                assert answer.result()[0].shape == (1, HEIGHT, WIDTH, 3)
+def test_bad_row_fails_alone_in_a_batch(client: InferenceServerClient) -> None:
+    good = (draw_image(), b"leather belt")
+    bad = [(b"no image", b"leather belt"), (draw_image(), b"\xff"), (b"", b"")]
+    rows = ([good] * 5 + bad) * 4
+
+    def ask(row: tuple[bytes, bytes]) -> np.ndarray:
+        inputs = [bytes_input("image", [row[0]]), bytes_input("title", [row[1]])]
+        return client.infer(FULL_BATCHES, inputs, client_timeout=20).as_numpy("input_ids")
+
+    expected = tokenize(client, [good[1]])[0]
+    with ThreadPoolExecutor(len(rows)) as callers:
+        answers = [callers.submit(ask, row) for row in rows]
+        for row, answer in zip(rows, answers, strict=True):
+            if row is good:
+                np.testing.assert_array_equal(answer.result(), expected)
             else:
-                assert "no image" in refusal(answer.result)
-    batches = client.get_inference_statistics("decode_image").model_stats[0].batch_stats
-    assert any(1 < batch.batch_size < 20 for batch in batches)
+                refusal(answer.result)
+    batches = client.get_inference_statistics(FULL_BATCHES).model_stats[0].batch_stats
+    assert [batch.batch_size for batch in batches] == [32]
 
 
-def test_waiting_for_another_branch_changes_nothing(client: InferenceServerClient) -> None:
-    inputs = [bytes_input("image", [draw_image()]), infer_input("after", np.zeros((1, 7), np.float32), "FP32")]
-    pixels = client.infer("decode_image", inputs, client_timeout=20).as_numpy("pixel_values")
-    np.testing.assert_array_equal(pixels, decode(client, [draw_image()])[0])
-
-
-# tokenize
+# Titles
 
 
 def test_tokens_are_those_of_the_tokenizer(client: InferenceServerClient, tokenizer: Tokenizer) -> None:
@@ -176,42 +158,15 @@ def test_any_script_is_answered(text: str, client: InferenceServerClient) -> Non
 
 
 def test_invalid_utf8_is_refused_and_named_by_its_row(client: InferenceServerClient) -> None:
-    assert refusal(lambda: tokenize(client, [b"caf\xe9"])) == "text is not valid UTF-8: byte 0xe9 at position 3"
-    assert refusal(lambda: tokenize(client, [b"a", b"\xff"])).startswith("text of row 1 is not valid UTF-8")
-
-
-def test_invalid_utf8_fails_alone_in_a_batch(client: InferenceServerClient) -> None:
-    texts = [b"leather belt", b"\xff", b"wrist watch", b"handbag"] * 8
-    model = "tokenize_full_batches"  # the same files, but it waits until 32 rows make a batch
-    with ThreadPoolExecutor(len(texts)) as callers:
-        answers = [callers.submit(tokenize, client, [text], model) for text in texts]
-        for text, answer in zip(texts, answers, strict=True):
-            if text == b"\xff":
-                refusal(answer.result)
-            else:
-                assert answer.result()[2].all()
-    batches = client.get_inference_statistics(model).model_stats[0].batch_stats
-    assert [batch.batch_size for batch in batches] == [32]
-
-
-# category_labels
-
-
-def test_ids_become_full_paths(client: InferenceServerClient) -> None:
-    assert look_up(client, [[2, 0], [1, 1]], [True, False], [False, True]) == [
-        [LABELS[2], LABELS[0]],
-        [LABELS[1], LABELS[1]],
-    ]
+    assert refusal(lambda: tokenize(client, [b"caf\xe9"])) == "title is not valid UTF-8: byte 0xe9 at position 3"
+    assert refusal(lambda: tokenize(client, [b"a", b"\xff"])).startswith("title of row 1 is not valid UTF-8")
 
 
 def test_neither_image_nor_title_is_refused_naming_both(client: InferenceServerClient) -> None:
-    message = refusal(lambda: look_up(client, [[0]], [False], [False]))
+    def ask(images: list[bytes], titles: list[bytes]) -> None:
+        client.infer(MODEL, [bytes_input("image", images), bytes_input("title", titles)], client_timeout=20)
+
+    message = refusal(lambda: ask([b""], [b" "]))
     assert "image" in message
     assert "title" in message
-    assert refusal(lambda: look_up(client, [[0], [0]], [True, False], [False, False])).startswith("row 1: ")
-
-
-def test_id_without_a_label_is_an_internal_error(client: InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match=r"labels.txt names 3") as raised:
-        look_up(client, [[3]], [True], [True])
-    assert raised.value.status() == "StatusCode.INTERNAL"
+    assert refusal(lambda: ask([b"", b""], [b"a title", b""])).startswith("row 1: ")
