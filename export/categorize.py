@@ -25,16 +25,20 @@ from .system import ServedSystem
 
 ENSEMBLE = "categorize"
 CALIBRATION_PRODUCTS = 256
+PARITY_PRODUCTS = 1000  # asked in three ways each: 99.9 % is three changed answers
 
 
 def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Feed | None = None) -> ServedSystem:
     """What there is to export of a categorizer; arguments and errors as in `export.bundles.export_bundle`."""
-    inputs = real_inputs(bundle, bundle.samples)
+    inputs = calibration = [real_inputs(bundle, bundle.samples)]
+    if feed is not None:
+        calibration = [real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))]
+        inputs = [*inputs, real_inputs(bundle, whole_products(feed, "val", PARITY_PRODUCTS))]
     return ServedSystem(
         ensemble=ENSEMBLE,
         graphs=categorizer_graphs(bundle),
-        inputs=[inputs],
-        calibration=[real_inputs(bundle, calibration_products(feed)) if feed is not None else inputs],
+        inputs=inputs,
+        calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
         readiness=readiness_requests(bundle.samples[0]),
         release={
@@ -45,16 +49,21 @@ def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Fee
     )
 
 
-def calibration_products(feed: Feed) -> list[Product]:
-    """The first products of the training split that have an image and a title: what is measured on is not tuned on.
+def whole_products(feed: Feed, split: str, limit: int | None = None) -> list[Product]:
+    """The first products of a split that have an image and a title.
+
+    Args:
+        feed: its "train" calibrates, its "val" is compared; "test" stays for measuring what was published.
+        split: which of them.
+        limit: how many at most.
 
     Raises:
         catalogue.feed.FeedError: there is none.
     """
-    whole = (product for product in feed if product.split == "train" and product.images and product.title)
-    products = list(islice(whole, CALIBRATION_PRODUCTS))
+    whole = (product for product in feed if product.split == split and product.images and product.title)
+    products = list(islice(whole, limit))
     if not products:
-        raise FeedError(f"{feed.path} has no product with image and title in its training split to calibrate on")
+        raise FeedError(f"{feed.path} has no product with image and title in its split {split!r}")
     return products
 
 

@@ -92,6 +92,7 @@ def colour_graph(bundle: ColourMatcherBundle) -> GraphSpec:
         },
         ["probability"],
         dynamic_axes={"pixel_values": {1: "images"}, "input_ids": {1: "labels"}, "attention_mask": {1: "labels"}},
+        choices=["probability"],
     )
 
 

@@ -57,6 +57,7 @@ class GraphSpec:
     float32 whatever the target and the precision.
     `dynamic_axes` names further axes of inputs that vary from request to request, {input: {axis: name}}; axes of one
     name are equally long. Their example lengths are two or more, different for different names.
+    `choices` are outputs whose arg-max over the last axis is an answer: the parity gate counts how often it changes.
     `names` are looked up within the graph, for callers who want words; PyTorch, which has none, gives the numbers.
     """
 
@@ -66,6 +67,7 @@ class GraphSpec:
     outputs: Sequence[str]
     float32_only: bool = False
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    choices: Sequence[str] = ()
     names: Names | None = None
 
 

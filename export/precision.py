@@ -1,26 +1,31 @@
 """The precision of an exported graph: what it must keep to, and how the nodes that need float32 are found.
 
-A graph is lowered as a whole first.  Where parity is missed, delta debugging finds the operator types that have to stay
-in float32, then which nodes of these types; the report lists them.  The figures are those of the file on real inputs,
-as the parity gate measures them, so what this search accepts the gate accepts.
+A graph is lowered as a whole first.  Where parity is missed, nodes stay in float32, and the report lists them.  16-bit
+floats fail at single nodes (an overflow, a long sum): delta debugging finds the operator types, then the nodes of these
+types.  8-bit errors add up over all nodes: they are ranked by the error that each makes alone, and the fewest of the
+worst stay.  The figures are those of the parity gate, the system's answers included: what the search accepts, it accepts.
 """
 
 from __future__ import annotations
 
+import bisect
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
 import onnx
 from torch import Tensor
 
 from .bisection import fewest_kept
+from .chain import Chain
 from .float_types import BFLOAT16, FLOAT16, lower_floats, lowerable_nodes
 from .onnx_graphs import ExportError, GraphSpec, save_onnx
-from .parity import OutputParity, ParityError, ParityLimits, compare_with_torch, failures, worst
-from .quantization import Quantization, quantizable_nodes, quantize
+from .parity import OutputParity, ParityError, ParityLimits, failures, run_onnx
+from .quantization import Quantization, Quantizer
 
 
 class Precision(StrEnum):
@@ -47,10 +52,10 @@ LIMITS: dict[Precision, ParityLimits] = {
     # Mantissas of 11, 8 and about 7 bits.  What differs most is neighbour_kl, a divergence with values around 10;
     # embeddings and probabilities are held by the cosine.
     Precision.FP16: ParityLimits(min_cosine=0.999, max_difference=0.1, min_agreement=0.999),
-    Precision.BF16: ParityLimits(min_cosine=0.99, max_difference=1.0, min_agreement=0.98),
-    Precision.INT8: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.98),
-    Precision.INT8_DYNAMIC: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.98),
-    Precision.FP8: ParityLimits(min_cosine=0.98, max_difference=2.0, min_agreement=0.97),
+    Precision.BF16: ParityLimits(min_cosine=0.99, max_difference=1.0, min_agreement=0.995),
+    Precision.INT8: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.999),
+    Precision.INT8_DYNAMIC: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.999),
+    Precision.FP8: ParityLimits(min_cosine=0.98, max_difference=2.0, min_agreement=0.99),
 }
 
 ALLOWED: dict[Runtime, tuple[Precision, ...]] = {
@@ -60,6 +65,9 @@ ALLOWED: dict[Runtime, tuple[Precision, ...]] = {
     Runtime.TENSORRT: (Precision.FP16, Precision.FP32, Precision.BF16, Precision.INT8, Precision.FP8),
 }
 """Precisions of a target, its default first."""
+
+
+SENSITIVITY_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -94,18 +102,18 @@ def lower_graph(
     path: Path,
     precision: Precision,
     target: Runtime,
-    inputs: Sequence[Mapping[str, Tensor]],
+    chain: Chain,
     calibration: Sequence[Mapping[str, Tensor]],
     limits: ParityLimits | None = None,
 ) -> LoweredGraph:
     """Replaces the float32 file at `path` by one in a lower precision that passes parity.
 
     Args:
-        graph: the model in PyTorch.
+        graph: the model in PyTorch, one of the chain's.
         path: its ONNX file in float32; left alone when an error is raised.
         precision: see `Precision`; FP32 changes nothing.
         target: what will run the file.
-        inputs: batches of real inputs [N, …] by name that parity is measured on.
+        chain: the system on real inputs; parity is that of the graph's outputs and of what comes out in the end.
         calibration: batches of real inputs [M, …] by name that int8 and fp8 ranges are measured on.
         limits: what to keep to; the precision's own when None.
 
@@ -116,28 +124,50 @@ def lower_graph(
     if precision is Precision.FP32:
         return LoweredGraph([], path)
     limits = limits or LIMITS[precision]
+    exact = target is not Runtime.CPU
     lowered = path.with_name("lowered.onnx")
-    write, candidates = _writer(path, lowered, precision, target, calibration)
     found: list[OutputParity] = []
 
-    def passes(keep: Sequence[str]) -> bool:
-        write(keep, True)
-        exact = target is not Runtime.CPU
-        found[:] = worst([compare_with_torch(graph, lowered, batch, exact=exact) for batch in inputs])
+    def passes() -> bool:
+        found[:] = chain.compare(graph, lowered, exact=exact)
         return not failures(found, limits)
 
     try:
-        kept = _fewest_nodes(candidates, passes)
-        if kept is None:
-            raise ParityError(
-                f"{graph.name}: no choice of float32 nodes makes {precision} pass: {'; '.join(failures(found, limits))}"
-            )
-        runnable = path
-        if target is not Runtime.CPU and precision in (Precision.FP16, Precision.BF16):
-            runnable = path.with_name("rounded.onnx")
-            write(kept, True)
-            shutil.move(lowered, runnable)
-        write(kept, False)
+        with tempfile.TemporaryDirectory() as folder:
+            if precision in (Precision.FP16, Precision.BF16):
+                element_type = FLOAT16 if precision is Precision.FP16 else BFLOAT16
+                model = onnx.load(path)
+                candidates = lowerable_nodes(model, element_type)
+
+                def write_floats(keep: Sequence[str], *, rounded: bool = exact) -> None:
+                    # On a CPU there are no bfloat16 kernels, and float16 nodes run in float32 with the casts between
+                    # them taken out, where nothing overflows: the graph that rounds as a GPU does stands in for one
+                    # that a GPU will run.
+                    save_onnx(lower_floats(model, element_type, keep, rounded=rounded), lowered)
+
+                def holds(keep: Sequence[str]) -> bool:
+                    write_floats(keep)
+                    return passes()
+
+                kept = _fewest_nodes(candidates, holds)
+            else:
+                quantizer = Quantizer(path, quantization_method(precision, target), calibration, Path(folder))
+                candidates = quantizer.nodes
+                kept = _worst_nodes(graph, path, lowered, quantizer, passes, exact=exact)
+            if kept is None:
+                raise ParityError(
+                    f"{graph.name}: no choice of float32 nodes makes {precision} pass: "
+                    f"{'; '.join(failures(found, limits))}"
+                )
+            runnable = path
+            if precision in (Precision.FP16, Precision.BF16):
+                if exact:
+                    runnable = path.with_name("rounded.onnx")
+                    write_floats(kept)
+                    shutil.move(lowered, runnable)
+                write_floats(kept, rounded=False)
+            else:
+                quantizer.write(lowered, kept)
         shutil.move(lowered, path)
     finally:
         lowered.unlink(missing_ok=True)
@@ -153,28 +183,32 @@ def quantization_method(precision: Precision, target: Runtime) -> Quantization:
     return Quantization.TENSORRT_INT8 if target is Runtime.TENSORRT else Quantization.STATIC
 
 
-def _writer(
-    path: Path, lowered: Path, precision: Precision, target: Runtime, calibration: Sequence[Mapping[str, Tensor]]
-) -> tuple[Callable[[Sequence[str], bool], None], list[onnx.NodeProto]]:
-    """What writes the lowered graph with some nodes kept (to be run here, or to be served), and the nodes."""
-    model = onnx.load(path)
-    if precision in (Precision.FP16, Precision.BF16):
-        element_type = FLOAT16 if precision is Precision.FP16 else BFLOAT16
+def _worst_nodes(
+    graph: GraphSpec, path: Path, lowered: Path, quantizer: Quantizer, passes: Callable[[], bool], *, exact: bool
+) -> list[str] | None:
+    """The fewest nodes that have to stay in float32, the worst first; None when not even all are enough."""
+    names = [node.name for node in quantizer.nodes]
 
-        def write_floats(keep: Sequence[str], to_be_run_here: bool) -> None:
-            # On a CPU there are no bfloat16 kernels, and float16 nodes run in float32 with the casts between them taken
-            # out, where nothing overflows: the graph that rounds as a GPU does stands in for one that a GPU will run.
-            rounded = to_be_run_here and target is not Runtime.CPU
-            save_onnx(lower_floats(model, element_type, keep, rounded=rounded), lowered)
+    def holds(keep: Sequence[str]) -> bool:
+        quantizer.write(lowered, keep)
+        return passes()
 
-        return write_floats, lowerable_nodes(model, element_type)
-    method = quantization_method(precision, target)
-    names = set(quantizable_nodes(path, method))
-
-    def write_integers(keep: Sequence[str], to_be_run_here: bool) -> None:
-        quantize(path, lowered, method, calibration, keep)
-
-    return write_integers, [node for node in model.graph.node if node.name in names]
+    if holds([]):
+        return []
+    if not holds(names):
+        return None
+    batch = {name: tensor[:SENSITIVITY_ROWS] for name, tensor in quantizer.calibration[0].items()}
+    expected = run_onnx(path, batch, list(graph.outputs), exact=exact)
+    errors = {}
+    for name in names:
+        quantizer.write(lowered, [other for other in names if other != name])
+        found = run_onnx(lowered, batch, list(graph.outputs), exact=exact)
+        errors[name] = sum(
+            float(np.sum((found[output] - expected[output]) ** 2) / np.sum(expected[output] ** 2)) for output in found
+        )
+    ranked = sorted(names, key=lambda name: -errors[name])
+    enough = bisect.bisect_left(range(1, len(ranked)), True, key=lambda count: holds(ranked[:count])) + 1
+    return ranked[:enough]
 
 
 def _fewest_nodes(candidates: Sequence[onnx.NodeProto], passes: Callable[[list[str]], bool]) -> list[str] | None:

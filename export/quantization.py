@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,8 +36,7 @@ from .onnx_graphs import ExportError
 
 CALIBRATION_BATCH = 8
 MATRIX_PRODUCTS = ("MatMul", "Gemm")
-# Everything between two convolutions, so that integers need not become floats in between.
-CONVOLUTIONAL = ("Conv", "Add", "Relu", "MaxPool", "Gemm", "MatMul")
+BETWEEN_CONVOLUTIONS = ("Add", "Relu", "MaxPool")
 FLOAT8_OPSET = 19
 
 
@@ -50,105 +49,128 @@ class Quantization(StrEnum):
     TENSORRT_FP8 = "fp8-tensorrt"
 
 
-def quantized_operators(path: Path, method: Quantization) -> tuple[str, ...]:
-    """The operators that `quantize` would quantise in the graph at `path`."""
-    if method in (Quantization.DYNAMIC, Quantization.TENSORRT_FP8):
-        return MATRIX_PRODUCTS
-    operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
-    products = sum(operators.count(name) for name in MATRIX_PRODUCTS)
-    if method is Quantization.STATIC and operators.count("Conv") > products:
-        return CONVOLUTIONAL
-    return (*MATRIX_PRODUCTS, "Conv")
-
-
-def quantizable_nodes(path: Path, method: Quantization) -> list[str]:
-    """Names of the nodes that `quantize` would quantise when nothing is kept, in the graph's order."""
-    operators = quantized_operators(path, method)
-    graph = onnx.load(path, load_external_data=False).graph
-    return [node.name for node in graph.node if node.op_type in operators]
-
-
-def quantize(
-    source: Path,
-    target: Path,
-    method: Quantization,
-    calibration: Sequence[Mapping[str, Tensor]],
-    keep: Collection[str] = (),
-) -> None:
-    """Writes the graph at `source` with 8-bit weights and activations.
+class Quantizer:
+    """A float32 graph, prepared and its ranges measured once, to be written in 8 bits with any nodes left in float32.
 
     Args:
-        source: a float32 ONNX file.
-        target: where the other goes.
+        source: the ONNX file.
         method: see `Quantization`.
         calibration: batches of real inputs [N, …] by name; not looked at by DYNAMIC.
-        keep: names of nodes that stay in float32.
+        folder: for files in between; must outlive the quantiser.
 
     Raises:
         ExportError: there is no calibration data and the method needs it.
     """
-    if method is not Quantization.DYNAMIC and not any(
-        len(tensor) for batch in calibration for tensor in batch.values()
-    ):
-        raise ExportError(
-            f"{source.name}: {method} measures the range of every activation and was given no "
-            "calibration data; a bundle carries some in samples.parquet, --feed gives more"
-        )
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        # Folds constants and batch norms and infers shapes; the symbolic inference fails on the exporter's dimensions.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        model = onnx.load(prepared)
+
+    def __init__(
+        self, source: Path, method: Quantization, calibration: Sequence[Mapping[str, Tensor]], folder: Path
+    ) -> None:
+        if method is not Quantization.DYNAMIC and not any(
+            len(tensor) for batch in calibration for tensor in batch.values()
+        ):
+            raise ExportError(
+                f"{source.name}: {method} measures the range of every activation and was given no "
+                "calibration data; a bundle carries some in samples.parquet, --feed gives more"
+            )
+        self.method = method
+        self.calibration = calibration
+        self._prepared, self._ranges = folder / "prepared.onnx", folder / "ranges.json"
+        with _quiet():
+            # Folds constants and batch norms and infers shapes; symbolic inference fails on the exporter's dimensions.
+            quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
+        model = onnx.load(self._prepared)
         del model.graph.value_info[:]  # the quantiser transposes weights and is confused by their former shapes
         if method is Quantization.TENSORRT_FP8:
             model = onnx.version_converter.convert_version(model, FLOAT8_OPSET)
-        onnx.save(model, prepared)
-        operators = list(quantized_operators(source, method))
-        if method is Quantization.DYNAMIC:
-            quantize_dynamic(
-                prepared,
+        onnx.save(model, self._prepared)
+        self.nodes = quantizable_nodes(model, method)
+        self._operators = sorted({node.op_type for node in self.nodes})
+        chosen = {node.name for node in self.nodes}
+        self._others = [node.name for node in model.graph.node if node.name not in chosen]
+
+    def write(self, target: Path, keep: Collection[str] = ()) -> None:
+        """Writes the graph to `target`, the nodes named in `keep` in float32."""
+        excluded = [*self._others, *keep]
+        with _quiet():
+            if self.method is Quantization.DYNAMIC:
+                quantize_dynamic(
+                    self._prepared,
+                    target,
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    op_types_to_quantize=self._operators,
+                    nodes_to_exclude=excluded,
+                )
+                return
+            float8 = self.method is Quantization.TENSORRT_FP8
+            activations, weights = {
+                Quantization.STATIC: (QuantType.QUInt8, QuantType.QInt8),
+                Quantization.TENSORRT_INT8: (QuantType.QInt8, QuantType.QInt8),
+                Quantization.TENSORRT_FP8: (QuantType.QFLOAT8E4M3FN, QuantType.QFLOAT8E4M3FN),
+            }[self.method]
+            # A batch at a time: a calibrator holds every activation of what it is given at once.
+            options: dict[str, Any] = {"CalibStridedMinMax": 1}
+            if self.method is Quantization.STATIC:
+                # What comes out of a matrix product is summed in 32 bits: as a float it loses nothing more.
+                options["OpTypesToExcludeOutputQuantization"] = list(MATRIX_PRODUCTS)
+            else:  # TensorRT keeps biases in float and wants both sides of zero alike
+                options |= {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+            quantize_static(
+                self._prepared,
                 target,
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=operators,
-                nodes_to_exclude=list(keep),
+                _Calibration(self.calibration),
+                quant_format=QuantFormat.QDQ,
+                per_channel=not float8,
+                activation_type=activations,
+                weight_type=weights,
+                op_types_to_quantize=self._operators,
+                nodes_to_exclude=excluded,
+                # Not the largest value ever seen: one outlier in 100,000 would cost all others their last bit.
+                calibrate_method=CalibrationMethod.Distribution if float8 else CalibrationMethod.Percentile,
+                extra_options=options,
+                calibration_cache_path=self._ranges,
             )
-            return
-        float8 = method is Quantization.TENSORRT_FP8
-        activations, weights = {
-            Quantization.STATIC: (QuantType.QUInt8, QuantType.QInt8),
-            Quantization.TENSORRT_INT8: (QuantType.QInt8, QuantType.QInt8),
-            Quantization.TENSORRT_FP8: (QuantType.QFLOAT8E4M3FN, QuantType.QFLOAT8E4M3FN),
-        }[method]
-        # TensorRT keeps biases in float and wants both sides of zero alike.
-        tensorrt_options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
-        quantize_static(
-            prepared,
-            target,
-            _Calibration(calibration),
-            quant_format=QuantFormat.QDQ,
-            per_channel=not float8,
-            activation_type=activations,
-            weight_type=weights,
-            op_types_to_quantize=operators,
-            nodes_to_exclude=list(keep),
-            calibrate_method=CalibrationMethod.Distribution if float8 else CalibrationMethod.MinMax,
-            extra_options={} if method is Quantization.STATIC else tensorrt_options,
-        )
+
+
+def quantizable_nodes(model: onnx.ModelProto, method: Quantization) -> list[onnx.NodeProto]:
+    """The nodes that are quantised when none is kept, in the graph's order.
+
+    Matrix products; convolutions unless ranges are measured on every batch or a GPU's float8 has none; and on a CPU
+    what stands between convolutions, so that integers need not become floats in between.
+    """
+    float_only = method in (Quantization.DYNAMIC, Quantization.TENSORRT_FP8)
+    operators = MATRIX_PRODUCTS if float_only else (*MATRIX_PRODUCTS, "Conv")
+    convolved: set[str] = set()  # tensors that come from convolutions, through what may stand between them
+    nodes = []
+    for node in model.graph.node:
+        between = method is Quantization.STATIC and node.op_type in BETWEEN_CONVOLUTIONS and node.input[0] in convolved
+        if node.op_type == "Conv" or between:
+            convolved |= set(node.output)
+        if node.op_type in operators or between:
+            nodes.append(node)
+    return nodes
 
 
 class _Calibration(CalibrationDataReader):
-    """Real inputs in small batches, once."""
+    """Real inputs in small batches, in the ranges of batches that the calibrator asks for."""
 
     def __init__(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        self._batches: Iterator[dict[str, np.ndarray]] = (
+        self._batches = [
             {name: tensor[start : start + CALIBRATION_BATCH].numpy() for name, tensor in batch.items()}
             for batch in batches
             for start in range(0, min(len(tensor) for tensor in batch.values()), CALIBRATION_BATCH)
-        )
+        ]
+        self._rest = iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """From now on, batches `start_index` to `end_index`, the latter not included."""
+        self._rest = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
+        return next(self._rest, None)
 
 
 @contextmanager

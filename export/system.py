@@ -1,8 +1,8 @@
 """The way of every system into a repository: graphs, precision, parity gate, plans, files, release.
 
 A system says what it is made of (`ServedSystem`), the caller what will run it (`ExportTarget`); the rest is the same
-for all.  Graphs are compared in a chain: what one exported file answers is what the next is asked, so the last outputs
-are those that a caller would get, and their deviation from PyTorch float32 is the system's.
+for all.  Graphs are compared in a chain (`export.chain`): the last outputs are those that a caller would get, and their
+deviation from PyTorch float32 is the system's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from google.protobuf import text_format
 from torch import Tensor
 
+from .chain import Chain
 from .onnx_graphs import GraphSpec, export_onnx, file_bytes, operator_counts
-from .parity import OutputParity, ParityError, check_parity, compare, failures, run_onnx, run_torch, worst
+from .parity import OutputParity, ParityError, compare, failures, run_torch, worst
 from .plans import TENSORRT, PlanRecord
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
 from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_version
@@ -108,9 +107,8 @@ def export_system(
     precision = choose_precision(target.runtime, target.precision)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
-    expected = [dict(batch) for batch in system.inputs]  # as PyTorch answers
-    served = [dict(batch) for batch in system.inputs]  # as the exported files answer
-    calibration = [dict(batch) for batch in system.calibration]
+    chain = Chain(system.graphs, system.inputs)
+    calibration = Chain(system.graphs, system.calibration)
     with stage_version(repository, system.ensemble) as staged:
         for graph in system.graphs:
             own = Precision.FP32 if graph.float32_only else precision
@@ -118,23 +116,16 @@ def export_system(
             path = staged.path(graph.name) / "model.onnx"
             export_onnx(graph, path)
             operators = operator_counts(path)
-            lowered = lower_graph(
-                graph, path, own, target.runtime, _inputs(graph, expected), _inputs(graph, calibration)
-            )
+            lowered = lower_graph(graph, path, own, target.runtime, chain, calibration.inputs(graph))
             # Fused for this CPU, a file meant for a GPU would not compute in its own precision.
             exact = target.runtime is not Runtime.CPU and own is not Precision.FP32
             # What comes out of a float32 graph behind reduced ones deviates as they do: the system's limits.
-            parity = worst(
-                [
-                    check_parity(graph, lowered.runnable, batch, LIMITS[precision], served_inputs=answered, exact=exact)
-                    for batch, answered in zip(_inputs(graph, expected), _inputs(graph, served), strict=True)
-                ]
-            )
-            for batch in (*expected, *calibration):
-                batch |= _tensors(run_torch(graph, {name: batch[name] for name in graph.inputs}))
-            for batch in served:
-                own_inputs = {name: batch[name] for name in graph.inputs}
-                batch |= _tensors(run_onnx(lowered.runnable, own_inputs, list(graph.outputs), exact=exact))
+            compared = chain.compare(graph, lowered.runnable, exact=exact)
+            missed = failures(compared, LIMITS[precision])
+            if missed:
+                raise ParityError(f"{graph.name}: the exported model differs from PyTorch: {'; '.join(missed)}")
+            parity = [output for output in compared if output.output in graph.outputs]
+            chain.take(graph, lowered.runnable, exact=exact)
             if lowered.runnable != path:
                 lowered.runnable.unlink()
             size = file_bytes(path)
@@ -152,8 +143,7 @@ def export_system(
                 summary["plans"] = {name: asdict(record) for name, record in records.items()}
                 if builder.name == TENSORRT:
                     summary["parity"] = [
-                        asdict(output)
-                        for output in _check_plan(graph, builder, path, _inputs(graph, expected), precision)
+                        asdict(output) for output in _check_plan(graph, builder, path, chain.inputs(graph), precision)
                     ]
                 size = summary["bytes"] = sum(path.with_name(name).stat().st_size for name in records)
                 _write_plan_config(graph.name, path.parent, records)
@@ -217,7 +207,9 @@ def _check_plan(
     for batch in batches:
         expected = run_torch(graph, batch)
         found = run_plan(builder, path.with_name(PLAN_FILE), batch, graph.outputs, rows)
-        comparisons.append([compare(name, expected[name], found[name]) for name in graph.outputs])
+        comparisons.append(
+            [compare(name, expected[name], found[name], choice=name in graph.choices) for name in graph.outputs]
+        )
     parity = worst(comparisons)
     missed = failures(parity, LIMITS[precision])
     if missed:
@@ -233,12 +225,3 @@ def _write_plan_config(model: str, folder: Path, records: Mapping[str, PlanRecor
     for name, record in records.items():
         config.cc_model_filenames[record.compute_capability] = name
     (folder / CONFIG_FILE).write_text(text_format.MessageToString(config))
-
-
-def _inputs(graph: GraphSpec, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Of every batch what the graph takes."""
-    return [{name: batch[name] for name in graph.inputs} for batch in batches]
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, ResNetConfig
 
-from .encoders import IMAGENET_MEAN, IMAGENET_STD, backbone_from_config, plain_config, require_checkpoint
+from .encoders import IMAGENET_MEAN, IMAGENET_STD, backbone_from_config, normalised, plain_config, require_checkpoint
 
 
 class ColourTowerConfig(BaseModel):
@@ -87,16 +87,15 @@ class ColourTower(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255.0, persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255.0, persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN) * 255.0, persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD) * 255.0, persistent=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, H, W, 3] uint8 -> [N, D] float32, unit length."""
         config = self.config
         top, left = (config.height - config.crop_height) // 2, (config.width - config.crop_width) // 2
         centre = pixel_values[:, top : top + config.crop_height, left : left + config.crop_width]
-        pixels = centre.to(torch.float32).permute(0, 3, 1, 2)
-        features = self.backbone(pixel_values=(pixels - self.mean) / self.std).last_hidden_state
+        features = self.backbone(pixel_values=normalised(centre, self.mean, self.std)).last_hidden_state
         segments = self.segments(features.flatten(2).transpose(1, 2)) + self.position
         pooled = self.attention(segments).mean(1)
         return F.normalize(self.mlp(pooled).float(), dim=-1)

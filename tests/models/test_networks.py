@@ -69,7 +69,7 @@ def test_a_vit_checkpoint_folder_becomes_an_image_encoder(tmp_path: Path) -> Non
     encoder = image_encoder_from_checkpoint(tmp_path, 24).eval()
     assert (encoder.config.height, encoder.config.width) == (32, 32)
     images = pixels(2, 32, 32)
-    normalised = (images.float().permute(0, 3, 1, 2) - encoder.mean) / encoder.std
+    normalised = (images.float().permute(0, 3, 1, 2) - encoder.mean[:, None, None]) / encoder.std[:, None, None]
     pooled = saved(pixel_values=normalised).pooler_output
     expected = torch.nn.functional.normalize(encoder.projection(pooled), dim=-1)
     torch.testing.assert_close(encoder(images), expected)
@@ -90,7 +90,9 @@ def test_a_clip_checkpoint_folder_brings_its_own_projections(tmp_path: Path) -> 
     images = pixels(2, 32, 32)
     ids = torch.tensor([[48, 5, 6, 49, 49, 49], [48, 9, 49, 49, 49, 49]])
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
-    normalised = (images.float().permute(0, 3, 1, 2) - image_encoder.mean) / image_encoder.std
+    normalised = (images.float().permute(0, 3, 1, 2) - image_encoder.mean[:, None, None]) / image_encoder.std[
+        :, None, None
+    ]
     with torch.no_grad():
         expected = clip(input_ids=ids, attention_mask=mask, pixel_values=normalised)
         torch.testing.assert_close(image_encoder(images), expected.image_embeds)
