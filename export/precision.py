@@ -3,7 +3,7 @@
 A graph is lowered as a whole first.  Where parity is missed, nodes stay in float32, and the report lists them.  16-bit
 floats fail at single nodes (an overflow, a long sum): delta debugging finds the operator types, then the nodes of these
 types.  8-bit errors add up over all nodes: they are ranked by the error that each makes alone, and the fewest of the
-worst stay.  The figures are those of the parity gate, the system's answers included: what the search accepts, it accepts.
+worst stay.  The figures are those of the parity gate, the system's answers included.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ LIMITS: dict[Precision, ParityLimits] = {
     # embeddings and probabilities are held by the cosine.
     Precision.FP16: ParityLimits(min_cosine=0.999, max_difference=0.1, min_agreement=0.999),
     Precision.BF16: ParityLimits(min_cosine=0.99, max_difference=1.0, min_agreement=0.995),
-    Precision.INT8: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.999),
+    # At 99.9 % eleven nodes of the fashion categorizer stay in float32, and of the 1.6 times that int8 is faster 1.3
+    # remain; benchmarks/results/export_categorize.json has both, and the same top-1 for both.
+    Precision.INT8: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.995),
     Precision.INT8_DYNAMIC: ParityLimits(min_cosine=0.99, max_difference=1.5, min_agreement=0.999),
     Precision.FP8: ParityLimits(min_cosine=0.98, max_difference=2.0, min_agreement=0.99),
 }

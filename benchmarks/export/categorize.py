@@ -1,235 +1,197 @@
 """The categorizer's encoders in every form that an export can give them: latency, throughput, size, parity, accuracy.
 
-One table for each graph: PyTorch eager and compiled, ONNX Runtime on the CPU in float32, int8 (static and dynamic) and
-float16, ONNX Runtime on a GPU and TensorRT where they are present, "not measured" where not.  Parity is against PyTorch
-float32 on real inputs, in the same run, before anything is timed.  Accuracy is that of the whole chain (encoders in
-that form, head in float32) on the test split, when SHELFWISE_FEED names the feed the bundle was trained on.
-SHELFWISE_BUNDLE names the bundle; without it a small one is trained on a drawn catalogue first.
+PyTorch eager and compiled, then every form of `benchmarks.export.forms`; ONNX Runtime on a GPU and TensorRT say "not
+measured" where there is none.  A form is what the export would publish: the gate, on the bundle's products and 1,000 of
+the feed's validation split, decides what stays in float32.  Accuracy is that of the whole chain on the test split, with
+image and title, image alone and title alone, beside how often the first answer is that of PyTorch float32.
+SHELFWISE_BUNDLE and SHELFWISE_FEED name a bundle and the feed it was trained on; without them a small one is trained.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
+from benchmarks.export.forms import PACKAGES, lowered_forms, measure, session_times
 from benchmarks.results import NOT_MEASURED, write
 from catalogue.feed import detect_preset, open_feed
-from catalogue.product import Product
-from export.categorize import categorizer_graphs, real_inputs
-from export.onnx_graphs import GraphSpec, export_onnx, file_bytes, operator_counts
-from export.parity import compare_with_torch, run_onnx, run_torch
-from export.precision import Precision, Runtime, lower_graph
+from export.categorize import CALIBRATION_PRODUCTS, PARITY_PRODUCTS, categorizer_graphs, real_inputs, whole_products
+from export.chain import Chain
+from export.onnx_graphs import GraphSpec, file_bytes, operator_counts
+from export.parity import run_onnx, run_torch
 from training.bundle import CategorizerBundle, load_bundle
 
 Row = dict[str, Any]
-PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 BATCHES = (1, 8)
-ABSENT = {"torch CUDA", "ORT CUDA fp16", "TensorRT fp16"}
-CPU_FORMS = {
-    "ORT CPU fp32": Precision.FP32,
-    "ORT CPU int8": Precision.INT8,
-    "ORT CPU int8-dynamic": Precision.INT8_DYNAMIC,
-    "ORT CPU fp16": Precision.FP16,
-}
+ABSENT = ("torch CUDA", "ONNX Runtime CUDA fp16", "TensorRT fp16")
+WAYS = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
 
 
 def main(quick: bool, output: Path) -> None:
-    """Measure, print the tables, write export_categorize.json."""
+    """Measure, print the table, write export_categorize.json."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = load_bundle(_bundle(Path(folder)))
-        inputs = real_inputs(bundle, bundle.samples)
-        products = _test_products(400 if quick else None)
-        rows: list[Row] = []
-        files: dict[str, dict[str, Path]] = {name: {} for name in CPU_FORMS}
-        *encoders, head = categorizer_graphs(bundle)
-        for graph in encoders:
-            own = {name: inputs[name] for name in graph.inputs}
-            rows += _measure_torch(graph, own, quick)
-            exported = Path(folder) / f"{graph.name}.onnx"
-            export_onnx(graph, exported)
-            for name, precision in CPU_FORMS.items():
-                path = Path(shutil.copyfile(exported, exported.with_stem(f"{graph.name}-{precision}")))
-                kept = lower_graph(graph, path, precision, Runtime.CPU, [own], [own]).kept
-                files[name][graph.name] = path
-                rows.append(_measure_file(graph, name, path, own, kept, quick))
-            rows += [_row(graph, name, NOT_MEASURED) for name in sorted(ABSENT)]
-            print(_table([row for row in rows if row["graph"] == graph.name]), flush=True)
-        rows += _accuracies(bundle, encoders, head, files, products)
+        bundle_folder, feed_file = _bundle_and_feed(Path(folder))
+        bundle, feed = load_bundle(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
+        encoder, head = categorizer_graphs(bundle)
+        compared = whole_products(feed, "val", 200 if quick else PARITY_PRODUCTS)
+        chain = Chain([encoder, head], [real_inputs(bundle, bundle.samples), real_inputs(bundle, compared)])
+        products = whole_products(feed, "train", CALIBRATION_PRODUCTS)
+        calibration = Chain([encoder], [real_inputs(bundle, products)]).inputs(encoder)
+        test = _TestSplit(bundle, encoder, head, whole_products(feed, "test", 400 if quick else None))
+        samples = chain.inputs(encoder)[0]
+        rows = [*_measure_torch(encoder, samples, quick)]
+        rows[0] |= test.accuracy(test.expected)
+        print(_line(rows[0]), flush=True)
+        feeds = {f"batch_{size}": {name: tensor[:size].numpy() for name, tensor in samples.items()} for size in BATCHES}
+        with lowered_forms(encoder, chain, calibration) as forms:
+            for form, lowered, path in forms:
+                times = _not_measured() if form.exact else session_times(path, feeds, quick)
+                parity = chain.compare(encoder, lowered.runnable, exact=form.exact)
+                found = run_onnx(lowered.runnable, test.inputs, list(encoder.outputs), exact=form.exact)
+                row = _row(form.name, times, bytes=file_bytes(path), operators=operator_counts(path))
+                row |= {"kept_in_float32": lowered.kept}
+                row |= {
+                    "gate_rows": parity[0].rows,
+                    "gate_agreement": next(entry.agreement for entry in parity if entry.agreement is not None),
+                }
+                row |= test.accuracy(found)
+                print(_line(row), flush=True)
+                rows.append(row)
+        rows += [_row(name, _not_measured()) for name in ABSENT]
         print("Wrote", write("export_categorize", rows, PACKAGES, output))
+
+
+class _TestSplit:
+    """Held-out products as tensors, and what PyTorch float32 answers about them."""
+
+    def __init__(self, bundle: CategorizerBundle, encoder: GraphSpec, head: GraphSpec, products: Sequence[Any]) -> None:
+        self.head = head
+        number = {tuple(path): index for index, path in enumerate(bundle.taxonomy.paths)}
+        known = [product for product in products if product.category in number]
+        self.labels = np.array([number[product.category] for product in known])
+        # Every product in three ways; the encoders see only the first, the head is told what is absent.
+        parts = [real_inputs(bundle, known[start : start + 256]) for start in range(0, len(known), 256)]
+        self.inputs = {name: torch.cat([part[name][::3] for part in parts]) for name in encoder.inputs}
+        self.expected = run_torch(encoder, self.inputs)
+        self.answers = {way: self._answer(self.expected, way) for way in WAYS}
+
+    def accuracy(self, embeds: Mapping[str, np.ndarray]) -> Row:
+        """Top-1, top-5 and agreement by way of asking, and the smallest cosine of each embedding."""
+        row: Row = {"products": len(self.labels), "smallest_cosine": {}}
+        for name, expected in self.expected.items():
+            a, b = torch.from_numpy(expected), torch.from_numpy(embeds[name])
+            row["smallest_cosine"][name] = round(float(torch.cosine_similarity(a, b).min()), 6)
+        changed = 0
+        for way in WAYS:
+            answer = self._answer(embeds, way)
+            same = answer[:, 0] == self.answers[way][:, 0]
+            changed += int((~same).sum())
+            row[way] = {
+                "top_1": round(float((answer[:, 0] == self.labels).mean()), 5),
+                "top_5": round(float((answer[:, :5] == self.labels[:, None]).any(1).mean()), 5),
+                "agreement": round(float(same.mean()), 5),
+            }
+        return row | {"agreement": round(1 - changed / (len(WAYS) * len(self.labels)), 5)}
+
+    def _answer(self, embeds: Mapping[str, np.ndarray], way: str) -> np.ndarray:
+        tensors = {name: torch.from_numpy(array) for name, array in embeds.items()}
+        for name, there in zip(("image_present", "text_present"), WAYS[way], strict=True):
+            tensors[name] = torch.full((len(self.labels), 1), there)
+        return run_torch(self.head, tensors)["category_id"]
 
 
 def _measure_torch(graph: GraphSpec, inputs: Mapping[str, Tensor], quick: bool) -> list[Row]:
     """Eager and compiled PyTorch on the CPU."""
     module = graph.module.eval()
-    rows = []
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    expected = run_torch(graph, inputs)[graph.outputs[0]]
+    rows = []
     for name, run in (("torch eager", module), ("torch.compile", torch.compile(module))):
-        expected = run_torch(graph, inputs)[graph.outputs[0]]
         try:
             with torch.no_grad():
-                found = run(*(tensor[:8] for tensor in inputs.values()))
+                found = run(*(tensor[:8] for tensor in inputs.values()))[0]
                 np.testing.assert_allclose(found.numpy(), expected[:8], atol=1e-4)
                 times = {}
                 for batch in BATCHES:
                     arguments = [tensor[:batch] for tensor in inputs.values()]
-                    times[batch] = _time(functools.partial(run, *arguments), quick)
+                    times[f"batch_{batch}"] = measure(functools.partial(run, *arguments), quick)
         except RuntimeError as error:  # no C++ compiler for torch.compile
-            rows.append(_row(graph, name, NOT_MEASURED, why=str(error).splitlines()[0][:120]))
+            rows.append(_row(name, _not_measured(), why=str(error).splitlines()[0][:120]))
             continue
-        rows.append(_row(graph, name, times, bytes=size))
+        rows.append(_row(name, times, bytes=size))
     return rows
 
 
-def _measure_file(
-    graph: GraphSpec, name: str, path: Path, inputs: Mapping[str, Tensor], kept: Sequence[str], quick: bool
-) -> Row:
-    parity = compare_with_torch(graph, path, inputs)[0]
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the served models run
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    times = {}
+def _row(variant: str, times: Mapping[str, Any], **more: Any) -> Row:
+    row: Row = {"graph": "product_encoder", "variant": variant, **times}
     for batch in BATCHES:
-        feed = {key: tensor[:batch].numpy() for key, tensor in inputs.items()}
-        times[batch] = _time(functools.partial(session.run, None, feed), quick)
-    return _row(
-        graph,
-        name,
-        times,
-        bytes=file_bytes(path),
-        cosine=parity.cosine,
-        difference=parity.difference,
-        kept_in_float32=list(kept),
-        operators=operator_counts(path),
-    )
-
-
-def _accuracies(
-    bundle: CategorizerBundle,
-    encoders: Sequence[GraphSpec],
-    head: GraphSpec,
-    files: Mapping[str, Mapping[str, Path]],
-    products: Sequence[Product],
-) -> list[Row]:
-    """Top-1 of image + title on the test split, encoders in each form, head in PyTorch float32."""
-    if not products:
-        return [{"graph": "categorize", "variant": name, "top_1": NOT_MEASURED} for name in ("torch eager", *files)]
-    number = {tuple(path): index for index, path in enumerate(bundle.taxonomy.paths)}
-    known = [product for product in products if product.category in number and product.images and product.title]
-    labels = np.array([number[product.category] for product in known])
-    correct = dict.fromkeys(("torch eager", *files), 0)
-    agree = dict.fromkeys(files, 0)
-    cosine = dict.fromkeys(files, 1.0)
-    for start in range(0, len(known), 256):
-        inputs = {key: tensor[::3] for key, tensor in real_inputs(bundle, known[start : start + 256]).items()}
-        answers: dict[str, Tensor] = {}  # of PyTorch, by encoder
-        first: dict[str, np.ndarray] = {}
-        for name in correct:
-            tensors = dict(inputs)
-            for graph in encoders:
-                own = {key: inputs[key] for key in graph.inputs}
-                found = (
-                    run_torch(graph, own)
-                    if name not in files
-                    else run_onnx(files[name][graph.name], own, list(graph.outputs))
-                )
-                tensors |= {key: torch.from_numpy(array) for key, array in found.items()}
-                if name in files:
-                    a, b = tensors[graph.outputs[0]], answers[graph.name]
-                    cosine[name] = min(cosine[name], float(torch.cosine_similarity(a, b).min()))
-                else:
-                    answers[graph.name] = tensors[graph.outputs[0]]
-            top = run_torch(head, {key: tensors[key] for key in head.inputs})["category_id"][:, 0]
-            first[name] = top
-            correct[name] += int((top == labels[start : start + 256]).sum())
-            if name in files:
-                agree[name] += int((top == first["torch eager"]).sum())
-    rows: list[Row] = []
-    for name, right in correct.items():
-        row: Row = {
-            "graph": "categorize",
-            "variant": name,
-            "products": len(known),
-            "top_1": round(right / len(known), 4),
-        }
-        if name in files:
-            row |= {"top_1_agreement": round(agree[name] / len(known), 4), "smallest_cosine": round(cosine[name], 6)}
-        print(row, flush=True)
-        rows.append(row)
-    return rows
-
-
-def _time(call: Callable[[], object], quick: bool) -> dict[str, float]:
-    """Milliseconds of one call: median, 20th and 80th percentile."""
-    for _ in range(10):
-        call()
-    samples = []
-    for _ in range(60 if quick else 200):
-        start = time.perf_counter()
-        call()
-        samples.append(1e3 * (time.perf_counter() - start))
-    median, low, high = np.percentile(samples, [50, 20, 80])
-    return {"median_ms": round(median, 3), "p20_ms": round(low, 3), "p80_ms": round(high, 3)}
-
-
-def _row(graph: GraphSpec, variant: str, times: Any, **more: Any) -> Row:
-    row: Row = {"graph": graph.name, "variant": variant}
-    for batch in BATCHES:
-        measured = times if times == NOT_MEASURED else times[batch]
-        row[f"batch_{batch}"] = measured
-        row[f"rows_per_s_{batch}"] = (
-            NOT_MEASURED if measured == NOT_MEASURED else round(1e3 * batch / measured["median_ms"], 1)
-        )
+        measured = times[f"batch_{batch}"]
+        known = measured != NOT_MEASURED
+        row[f"rows_per_s_{batch}"] = round(1e3 * batch / measured["median_ms"], 1) if known else NOT_MEASURED
     return row | more
 
 
-def _table(rows: Sequence[Row]) -> str:
-    lines = [f"{'graph':<14} {'variant':<22} {'batch 1':>9} {'batch 8':>9} {'rows/s':>8} {'MB':>6} {'cosine':>9}  (ms)"]
+def _not_measured() -> dict[str, str]:
+    return {f"batch_{batch}": NOT_MEASURED for batch in BATCHES}
+
+
+def _line(row: Row) -> str:
+    eight = row["batch_8"]
+    time = NOT_MEASURED if eight == NOT_MEASURED else f"{eight['median_ms']:.2f} ms"
+    ways = "  ".join(f"{way} {row[way]['top_1']:.4f} / {row[way]['top_5']:.4f}" for way in WAYS)
+    kept = f", {len(row['kept_in_float32'])} nodes in float32" if row.get("kept_in_float32") else ""
+    return f"{row['variant']:<26} batch 8: {time:>12}  {ways}  agreement {row['agreement']:.4f}{kept}"
+
+
+def export_table(rows: Sequence[Row]) -> str:
+    """The README's table of forms."""
+    from benchmarks.tables import markdown
+
+    (base,) = (row for row in rows if row["variant"] == "CPU fp32")
+    lines = []
     for row in rows:
-        head = f"{row['graph']:<14} {row['variant']:<22} "
-        if row["batch_1"] == NOT_MEASURED:
-            lines.append(head + NOT_MEASURED)
-            continue
-        cosine = f"{row['cosine']:>9.6f}" if row.get("cosine") is not None else ""
+        timed = row["batch_8"] != NOT_MEASURED
+        if "products" not in row:
+            accuracies: list[str | None] = [None, None, None, None]
+        else:
+            accuracies = [f"{row[way]['top_1']:.4f} / {row[way]['top_5']:.4f}" for way in WAYS]
+            accuracies.append(f"{100 * row['agreement']:.2f} %")
         lines.append(
-            f"{head}{row['batch_1']['median_ms']:>9} {row['batch_8']['median_ms']:>9} {row['rows_per_s_8']:>8} "
-            f"{row['bytes'] / 1e6:>6.2f} {cosine}"
+            [
+                row["variant"],
+                f"{row['batch_8']['median_ms']:.1f}" if timed else NOT_MEASURED,
+                f"{base['batch_8']['median_ms'] / row['batch_8']['median_ms']:.2f}" if timed else None,
+                f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else None,
+                len(row["kept_in_float32"]) if "kept_in_float32" in row else None,
+                *accuracies,
+            ]
         )
-    return "\n".join(lines)
+    columns = ["", "ms at batch 8", "x fp32", "MB", "nodes kept", *WAYS, "same first answer"]
+    products = next(row["products"] for row in rows if "products" in row)
+    return f"{markdown(columns, lines)}\n\nTop-1 / top-5 of {products:,} held-out products."
 
 
-def _test_products(limit: int | None) -> list[Product]:
-    """Held-out products of the feed that SHELFWISE_FEED names, none when it names none."""
-    feed = os.environ.get("SHELFWISE_FEED")
-    if not feed:
-        return []
-    return list(islice(open_feed(Path(feed), detect_preset(Path(feed)), splits=["test"]), limit))
-
-
-def _bundle(folder: Path) -> Path:
-    given = os.environ.get("SHELFWISE_BUNDLE")
-    if given:
-        return Path(given)
+def _bundle_and_feed(folder: Path) -> tuple[Path, Path]:
+    bundle_folder, feed_file = (os.environ.get(f"SHELFWISE_{name}") for name in ("BUNDLE", "FEED"))
+    if bundle_folder and feed_file:
+        return Path(bundle_folder), Path(feed_file)
     from catalogue.sample import generate_sample
     from training.bundle import save_bundle
     from training.categorize import CategorizeSettings, train_categorizer
     from training.train import TrainConfig, make_accelerator
 
-    print("SHELFWISE_BUNDLE is not set: training a small categorizer on a drawn catalogue", flush=True)
+    print("SHELFWISE_BUNDLE and SHELFWISE_FEED are not set: training on a small drawn catalogue", flush=True)
     generate_sample(folder / "sample.parquet", 400, 0)
     one = TrainConfig(epochs=1, batch_size=64)
     settings = CategorizeSettings(contrastive=one, head=one, finetune=one)
     bundle = train_categorizer(open_feed(folder / "sample.parquet"), settings, folder / "run", make_accelerator())
     save_bundle(folder / "bundle", bundle)
-    return folder / "bundle"
+    return folder / "bundle", folder / "sample.parquet"

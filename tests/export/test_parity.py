@@ -11,8 +11,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.chain import Chain
 from export.onnx_graphs import ExportError, GraphSpec, check_versions, export_onnx
-from export.parity import OutputParity, ParityError, ParityLimits, check_parity, compare, run_onnx
+from export.parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, worst
 
 
 class Scorer(nn.Module):
@@ -42,7 +43,8 @@ def test_a_faithful_export_passes_with_a_dynamic_batch(
     graph: GraphSpec, features: dict[str, Tensor], tmp_path: Path
 ) -> None:
     export_onnx(graph, tmp_path / "model.onnx")
-    scores, ids = check_parity(graph, tmp_path / "model.onnx", features)
+    scores, ids = Chain([graph], [features]).compare(graph, tmp_path / "model.onnx")
+    assert failures([scores, ids], ParityLimits()) == []
     assert scores.rows == 23
     assert scores.difference is not None
     assert scores.difference < 1e-5
@@ -62,8 +64,8 @@ def test_a_changed_weight_is_noticed_and_the_output_named(
     values[4] += 0.01
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     onnx.save(model, path)
-    with pytest.raises(ParityError, match=r"scorer: .*scores: a value differs by 1\.00e-02"):
-        check_parity(graph, path, features)
+    [sentence, *_] = failures(Chain([graph], [features]).compare(graph, path), ParityLimits())
+    assert sentence.startswith("scores: a value differs by 1.00e-02")
 
 
 def test_nan_never_passes() -> None:
@@ -85,7 +87,55 @@ def test_the_order_of_later_classes_does_not_matter_but_the_first_does() -> None
     swapped = expected.copy()
     swapped[:2, 0] = 5
     assert "0.9980" in compare("ids", expected, swapped).failure(ParityLimits())
-    assert compare("ids", expected, swapped) == OutputParity("ids", 1000, agreement=0.998)
+    assert compare("ids", expected, swapped) == OutputParity("ids", 1000, decisions=1000, agreement=0.998)
+
+
+class Chooser(nn.Module):
+    """Turns scores into the number of the largest and sharpened probabilities."""
+
+    def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return scores.argmax(-1, keepdim=True).to(torch.int32), (20 * scores).softmax(-1)
+
+
+def test_a_file_is_judged_by_what_the_system_answers_behind_it(
+    graph: GraphSpec, features: dict[str, Tensor], tmp_path: Path
+) -> None:
+    chooser = GraphSpec("chooser", Chooser(), {"scores": torch.zeros(2, 9)}, ["choice", "probability"])
+    export_onnx(graph, tmp_path / "model.onnx")
+    chain = Chain([graph, chooser], [features])
+    assert [output.output for output in chain.compare(graph, tmp_path / "model.onnx")] == [
+        "scores",
+        "ids",
+        "choice",
+        "probability",
+    ]
+    model = onnx.load(tmp_path / "model.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [9])
+    values = numpy_helper.to_array(bias).copy()
+    values[4] += 0.3
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    by_name = {output.output: output for output in chain.compare(graph, tmp_path / "other.onnx")}
+    with torch.no_grad():
+        scores = graph.module(features["features"])[0]
+    moved = scores + torch.tensor([0.3 * (place == 4) for place in range(9)])
+    share = float((moved.argmax(1) == scores.argmax(1)).float().mean())
+    assert share < 1
+    assert by_name["choice"].agreement == pytest.approx(share)
+    chain.take(graph, tmp_path / "other.onnx")
+    export_onnx(chooser, tmp_path / "chooser.onnx")
+    found = chain.compare(chooser, tmp_path / "chooser.onnx")
+    assert found[0].agreement == pytest.approx(share), "the deviation of files taken before counts"
+
+
+def test_answers_are_counted_over_all_batches() -> None:
+    expected = np.eye(4, dtype=np.float32)[None]
+    found = expected.copy()
+    found[0, 3] = [1, 0, 0, 0]
+    wrong, right = (compare("p", expected, array, choice=True) for array in (found, expected))
+    assert (wrong.decisions, wrong.agreement) == (4, 0.75)
+    [pooled] = worst([[wrong], [right], [right]])
+    assert (pooled.rows, pooled.decisions, pooled.agreement) == (3, 12, pytest.approx(11 / 12))
 
 
 def test_another_shape_is_refused() -> None:

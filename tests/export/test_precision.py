@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from export.bisection import fewest_kept
+from export.chain import Chain
 from export.float_types import BFLOAT16, FLOAT16, lower_floats
 from export.onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, save_onnx
-from export.parity import ParityError, ParityLimits, compare_with_torch, run_onnx
+from export.parity import ParityError, ParityLimits, failures, run_onnx
 from export.precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
-from export.quantization import Quantization, quantize
+from export.quantization import Quantization, Quantizer, quantizable_nodes
 
 
 class Encoder(nn.Module):
@@ -58,7 +60,7 @@ def test_nothing_is_kept_where_keeping_everything_is_not_enough() -> None:
 def test_float16_keeps_its_edges_and_halves_its_weights(pixels: dict[str, Tensor], tmp_path: Path) -> None:
     graph, path = exported(tmp_path)
     before = file_bytes(path)
-    lowered = lower_graph(graph, path, Precision.FP16, Runtime.GPU, [pixels], [pixels])
+    lowered = lower_graph(graph, path, Precision.FP16, Runtime.GPU, Chain([graph], [pixels]), [pixels])
     assert lowered.kept == []
     model = onnx.load(path)
     edges = [value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]]
@@ -66,7 +68,7 @@ def test_float16_keeps_its_edges_and_halves_its_weights(pixels: dict[str, Tensor
     weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     assert weights == {onnx.TensorProto.FLOAT16}
     assert file_bytes(path) < before
-    difference = compare_with_torch(graph, lowered.runnable, pixels, exact=True)[0].difference
+    difference = Chain([graph], [pixels]).compare(graph, lowered.runnable, exact=True)[0].difference
     assert difference is not None
     assert 1e-6 < difference < 5e-3, "half precision was really computed in"
 
@@ -76,10 +78,10 @@ def test_the_node_that_overflows_is_found_and_left_in_float32(pixels: dict[str, 
     everything = onnx.load(path)
     save_onnx(lower_floats(everything, FLOAT16, set(), rounded=True), tmp_path / "all.onnx")
     assert not np.isfinite(run_onnx(tmp_path / "all.onnx", pixels, ["embeds"], exact=True)["embeds"]).all()
-    lowered = lower_graph(graph, path, Precision.FP16, Runtime.GPU, [pixels], [pixels])
+    lowered = lower_graph(graph, path, Precision.FP16, Runtime.GPU, Chain([graph], [pixels]), [pixels])
     assert lowered.kept
     assert not any(node.startswith(("Conv", "Gemm")) for node in lowered.kept), "the heavy nodes are in float16"
-    comparison = compare_with_torch(graph, lowered.runnable, pixels, exact=True)[0]
+    comparison = Chain([graph], [pixels]).compare(graph, lowered.runnable, exact=True)[0]
     assert comparison.failure(LIMITS[Precision.FP16]) == ""
 
 
@@ -108,10 +110,10 @@ def test_int8_holds_its_limits_and_static_ranges_do_not_see_the_neighbours(
     pixels: dict[str, Tensor], tmp_path: Path, precision: Precision
 ) -> None:
     graph, path = exported(tmp_path)
-    lower_graph(graph, path, precision, Runtime.CPU, [pixels], [pixels])
+    lower_graph(graph, path, precision, Runtime.CPU, Chain([graph], [pixels]), [pixels])
     integers = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
     assert onnx.TensorProto.INT8 in integers
-    assert compare_with_torch(graph, path, pixels)[0].failure(LIMITS[precision]) == ""
+    assert Chain([graph], [pixels]).compare(graph, path)[0].failure(LIMITS[precision]) == ""
     if precision is Precision.INT8:
         together = run_onnx(path, pixels, ["embeds"])["embeds"]
         alone = run_onnx(path, {"pixel_values": pixels["pixel_values"][3:4]}, ["embeds"])["embeds"]
@@ -123,7 +125,7 @@ def test_limits_that_no_choice_reaches_leave_the_file_as_it_was(pixels: dict[str
     before = path.read_bytes()
     impossible = ParityLimits(min_cosine=1.1)
     with pytest.raises(ParityError, match="encoder: no choice of float32 nodes makes fp16 pass: embeds: cosine is"):
-        lower_graph(graph, path, Precision.FP16, Runtime.GPU, [pixels], [pixels], impossible)
+        lower_graph(graph, path, Precision.FP16, Runtime.GPU, Chain([graph], [pixels]), [pixels], impossible)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -131,7 +133,44 @@ def test_limits_that_no_choice_reaches_leave_the_file_as_it_was(pixels: dict[str
 def test_static_quantisation_without_calibration_data_is_refused(tmp_path: Path) -> None:
     _, path = exported(tmp_path)
     with pytest.raises(ExportError, match="was given no calibration data"):
-        quantize(path, tmp_path / "out.onnx", Quantization.STATIC, [])
+        Quantizer(path, Quantization.STATIC, [], tmp_path)
+
+
+def test_the_nodes_that_err_most_stay_in_float32_until_the_limits_hold(
+    pixels: dict[str, Tensor], tmp_path: Path
+) -> None:
+    graph, path = exported(tmp_path)
+    with torch.no_grad():
+        graph.module.convolution.weight[0] *= 300  # one channel drowns the others
+    export_onnx(graph, path)
+    chain = Chain([graph], [pixels])
+    strict = ParityLimits(min_cosine=0.9999, max_difference=0.01)
+    shutil.copyfile(path, tmp_path / "whole.onnx")
+    whole = Quantizer(tmp_path / "whole.onnx", Quantization.STATIC, [pixels], tmp_path)
+    whole.write(tmp_path / "int8.onnx")
+    assert failures(chain.compare(graph, tmp_path / "int8.onnx"), strict), "needs something to be kept"
+    kept = lower_graph(graph, path, Precision.INT8, Runtime.CPU, chain, [pixels], strict).kept
+    assert 0 < len(kept) < len(whole.nodes)
+    assert failures(chain.compare(graph, path), strict) == []
+
+
+def test_integers_run_between_convolutions_and_nowhere_else() -> None:
+    def node(operator: str, *names: str) -> onnx.NodeProto:
+        return onnx.helper.make_node(operator, names[:-1], names[-1:], name=f"{operator} {names[-1]}")
+
+    nodes = [
+        node("Conv", "x", "w", "a"),
+        node("Relu", "a", "b"),
+        node("Add", "b", "x", "c"),
+        node("Sigmoid", "c", "d"),
+        node("Add", "d", "x", "e"),
+        node("MatMul", "e", "v", "f"),
+    ]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
+    static = [node.name for node in quantizable_nodes(model, Quantization.STATIC)]
+    assert static == ["Conv a", "Relu b", "Add c", "MatMul f"]
+    assert [node.name for node in quantizable_nodes(model, Quantization.TENSORRT_INT8)] == ["Conv a", "MatMul f"]
+    assert [node.name for node in quantizable_nodes(model, Quantization.DYNAMIC)] == ["MatMul f"]
 
 
 def test_a_target_refuses_precisions_that_it_cannot_run() -> None:
@@ -147,4 +186,4 @@ def test_weights_too_large_for_one_file_go_beside_it(
     monkeypatch.setattr("export.onnx_graphs.LARGEST_SINGLE_FILE", 100)
     graph, path = exported(tmp_path)
     assert path.with_name("model.onnx.data").is_file()
-    assert compare_with_torch(graph, path, pixels)[0].failure(ParityLimits()) == ""
+    assert Chain([graph], [pixels]).compare(graph, path)[0].failure(ParityLimits()) == ""

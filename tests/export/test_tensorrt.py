@@ -15,7 +15,7 @@ from transformers import BertConfig, ViTConfig
 from export.float_types import BFLOAT16, FLOAT16, lower_floats
 from export.onnx_graphs import ExportError, GraphSpec, export_onnx, save_onnx
 from export.plans import TENSORRT, TENSORRT_RTX, Gpu, PlanRecord, refusal
-from export.quantization import Quantization, quantize
+from export.quantization import Quantization, Quantizer
 from export.tensorrt import PlanBuilder, build_plan, plan_builder, plan_file
 from models.encoders import ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig
 
@@ -53,8 +53,9 @@ def test_every_precision_of_an_encoder_builds(builder: PlanBuilder, tmp_path: Pa
     for name, element_type in (("fp16", FLOAT16), ("bf16", BFLOAT16)):
         save_onnx(lower_floats(onnx.load(source), element_type, set()), tmp_path / f"{name}.onnx")
     inputs = [{name: torch.randint(0, 40, tensor.shape).to(tensor.dtype) for name, tensor in graph.inputs.items()}]
-    quantize(source, tmp_path / "int8.onnx", Quantization.TENSORRT_INT8, inputs)
-    quantize(source, tmp_path / "fp8.onnx", Quantization.TENSORRT_FP8, inputs)
+    for name, method in (("int8", Quantization.TENSORRT_INT8), ("fp8", Quantization.TENSORRT_FP8)):
+        (tmp_path / name).mkdir()
+        Quantizer(source, method, inputs, tmp_path / name).write(tmp_path / f"{name}.onnx")
     for path in sorted(tmp_path.glob("*.onnx")):
         plan = path.with_suffix(".plan")
         record = build_plan(builder, ADA, path, plan, batch_sizes=(1, 2, 4), precision=path.stem)

@@ -1,0 +1,97 @@
+"""The forms that an export can give a graph, and how long a call of one takes.
+
+Forms for a GPU are run here too, for their answers and not for their speed: graphs that round as float16 or bfloat16
+do, and TensorRT's quantise/dequantise graphs without fusion.  What a GPU adds is the order of its sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from torch import Tensor
+
+from export.chain import Chain
+from export.onnx_graphs import GraphSpec, export_onnx
+from export.parity import ParityLimits
+from export.precision import LIMITS, LoweredGraph, Precision, Runtime, lower_graph
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "numpy")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to lower a graph; `limits` other than the precision's own show what they would cost."""
+
+    name: str
+    precision: Precision
+    runtime: Runtime
+    limits: ParityLimits | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether its files are run as they stand, for want of what they were made for."""
+        return self.runtime is not Runtime.CPU
+
+
+FORMS = (
+    Form("CPU fp32", Precision.FP32, Runtime.CPU),
+    Form("CPU int8", Precision.INT8, Runtime.CPU),
+    Form("CPU int8, held to 99.9 %", Precision.INT8, Runtime.CPU, replace(LIMITS[Precision.INT8], min_agreement=0.999)),
+    Form("CPU int8-dynamic", Precision.INT8_DYNAMIC, Runtime.CPU),
+    Form("CPU fp16", Precision.FP16, Runtime.CPU),
+    Form("GPU fp16", Precision.FP16, Runtime.GPU),
+    Form("GPU bf16", Precision.BF16, Runtime.GPU),
+    Form("TensorRT int8", Precision.INT8, Runtime.TENSORRT),
+    Form("TensorRT fp8", Precision.FP8, Runtime.TENSORRT),
+)
+
+
+@contextmanager
+def lowered_forms(
+    graph: GraphSpec, chain: Chain, calibration: Sequence[Mapping[str, Tensor]]
+) -> Iterator[Iterator[tuple[Form, LoweredGraph, Path]]]:
+    """Every form of a graph that passes the gate, one after another: what was kept, and its file as it is served."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        exported = folder / "exported.onnx"
+        export_onnx(graph, exported)
+
+        def forms() -> Iterator[tuple[Form, LoweredGraph, Path]]:
+            for number, form in enumerate(FORMS):
+                (folder / str(number)).mkdir()
+                path = Path(shutil.copyfile(exported, folder / str(number) / "model.onnx"))
+                lowered = lower_graph(graph, path, form.precision, form.runtime, chain, calibration, form.limits)
+                yield form, lowered, path
+
+        yield forms()
+
+
+def session_times(path: Path, feeds: Mapping[str, Mapping[str, np.ndarray]], quick: bool) -> dict[str, Any]:
+    """Times of an ONNX file on the CPU as the served models run it, {name of the feed: times}."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return {name: measure(functools.partial(session.run, None, feed), quick) for name, feed in feeds.items()}
+
+
+def measure(call: Callable[[], object], quick: bool) -> dict[str, float]:
+    """Milliseconds of one call: median, 20th and 80th percentile."""
+    for _ in range(10):
+        call()
+    samples = []
+    for _ in range(60 if quick else 200):
+        start = time.perf_counter()
+        call()
+        samples.append(1e3 * (time.perf_counter() - start))
+    median, low, high = np.percentile(samples, [50, 20, 80])
+    return {"median_ms": round(median, 3), "p20_ms": round(low, 3), "p80_ms": round(high, 3)}

@@ -1,0 +1,107 @@
+"""The colour matcher in every form that an export can give it: time of a product, size, and accuracy on held-out ones.
+
+Forms are those of `benchmarks.export.forms`, lowered under the gate on the bundle's products; accuracy is the share of
+photos and of whole products right among the feed's test products, each asked with its own labels.
+SHELFWISE_COLOUR_BUNDLE and SHELFWISE_COLOUR_FEED name a bundle and the feed it was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from torch import Tensor
+
+from benchmarks.demo_colours import HeldOutProduct, held_out_products
+from benchmarks.export.forms import PACKAGES, lowered_forms, session_times
+from benchmarks.results import NOT_MEASURED, write
+from catalogue.product import Product
+from export.chain import Chain
+from export.match_colours import colour_graph, colour_matcher_system, real_inputs
+from export.onnx_graphs import file_bytes
+from export.parity import run_torch
+from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from training.colour_metrics import colour_report
+
+VARIABLES = ("SHELFWISE_COLOUR_BUNDLE", "SHELFWISE_COLOUR_FEED")
+
+
+def main(quick: bool, output: Path) -> None:
+    """Measure, print a line a form, write export_match_colours.json."""
+    bundle_folder, feed_file = (os.environ.get(name) for name in VARIABLES)
+    if not bundle_folder or not feed_file:
+        print(f"match_colours: not measured; set {' and '.join(VARIABLES)}", flush=True)
+        return
+    bundle = load_colour_bundle(Path(bundle_folder))
+    system = colour_matcher_system(bundle, Path(bundle_folder))
+    graph = colour_graph(bundle)
+    chain = Chain([graph], system.inputs)
+    products = held_out_products(Path(feed_file))[: 100 if quick else None]
+    asked = [_inputs(bundle, product) for product in products]
+    rows = [_row("torch eager", products, [run_torch(graph, one)["probability"][0] for one in asked])]
+    expected = [run_torch(graph, one)["probability"][0] for one in asked]
+    one = max(asked, key=lambda tensors: tensors["pixel_values"].shape[1])
+    shape = {"photos": one["pixel_values"].shape[1], "labels": one["input_ids"].shape[1]}
+    feeds = {
+        f"batch_{size}": {name: tensor.repeat(size, *[1] * (tensor.ndim - 1)).numpy() for name, tensor in one.items()}
+        for size in (1, 8)
+    }
+    with lowered_forms(graph, chain, chain.inputs(graph)) as forms:
+        for form, lowered, path in forms:
+            found = _answers(lowered.runnable, asked, exact=form.exact)
+            row = _row(form.name, products, found)
+            same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(expected, found, strict=True)])
+            row |= {"agreement": round(float(same.mean()), 5), "kept_in_float32": lowered.kept}
+            row |= {"bytes": file_bytes(path), "timed_product": shape}
+            row |= dict.fromkeys(feeds, NOT_MEASURED) if form.exact else session_times(path, feeds, quick)
+            rows.append(row)
+            print({name: value for name, value in row.items() if name != "sinkhorn"}, flush=True)
+    print("Wrote", write("export_match_colours", rows, PACKAGES, output))
+
+
+def _inputs(bundle: ColourMatcherBundle, product: HeldOutProduct) -> dict[str, Tensor]:
+    photos = [Product("", (image,), "", (), {}, "test") for image in product.images]
+    return real_inputs(bundle, photos, product.labels)
+
+
+def _answers(path: Path, asked: Sequence[Mapping[str, Tensor]], *, exact: bool) -> list[np.ndarray]:
+    """Probabilities [n, m] of every product."""
+    options = onnxruntime.SessionOptions()
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [session.run(None, {name: tensor.numpy() for name, tensor in one.items()})[0][0] for one in asked]
+
+
+def _row(variant: str, products: Sequence[HeldOutProduct], answers: Sequence[np.ndarray]) -> dict[str, Any]:
+    truths = (np.array(product.answers) for product in products)
+    report = colour_report(zip(answers, truths, strict=True))
+    return {"graph": "colour_matcher", "variant": variant, **asdict(report)}
+
+
+def colours_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The README's table of forms."""
+    from benchmarks.tables import markdown
+
+    lines = []
+    for row in rows:
+        timed = row.get("batch_8", NOT_MEASURED) != NOT_MEASURED
+        lines.append(
+            [
+                row["variant"],
+                f"{row['batch_8']['median_ms']:.1f}" if timed else NOT_MEASURED,
+                f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else None,
+                len(row["kept_in_float32"]) if "kept_in_float32" in row else None,
+                *(f"{row[how]['images']:.4f} / {row[how]['products']:.4f}" for how in ("arg_max", "one_to_one")),
+                f"{100 * row['agreement']:.2f} %" if "agreement" in row else None,
+            ]
+        )
+    columns = ["", "ms at batch 8", "MB", "nodes kept", "arg-max", "one-to-one", "same arg-max"]
+    first = rows[0]
+    right = f"Photos / whole products right, of {first['images']:,} and {first['products']:,}."
+    return f"{markdown(columns, lines)}\n\n{right}"
