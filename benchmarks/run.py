@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
     "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher"),
     "serving": ("benchmarks.serving.suite", "benchmarks.serving.colours"),
-    "export": ("benchmarks.export.categorize", "benchmarks.export.match_colours"),
+    "export": ("benchmarks.export.categorize", "benchmarks.export.match_colours", "benchmarks.export.speed"),
     "training": ("benchmarks.training.throughput", "benchmarks.growth.growth"),
     "quality": (
         "benchmarks.quality.labels",

@@ -44,8 +44,9 @@ def provenance(record: dict[str, Any]) -> str:
 
 def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     """Name of a table in the README -> the file of results and how it is made from its rows."""
-    from benchmarks.export.categorize import export_table
+    from benchmarks.export.categorize import accuracy_table
     from benchmarks.export.match_colours import colours_table
+    from benchmarks.export.speed import speed_table
     from benchmarks.growth.report import growth_table
     from benchmarks.quality.labels import labels_table
     from benchmarks.serving import report as serving
@@ -58,7 +59,8 @@ def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
         "labels": ("labels", labels_table),
-        "export-categorize": ("export_categorize", export_table),
+        "export-accuracy": ("export_categorize", accuracy_table),
+        "export-speed": ("export_speed", speed_table),
         "export-match-colours": ("export_match_colours", colours_table),
     }
 

@@ -1,15 +1,13 @@
-"""The categorizer's encoders in every form that an export can give them: latency, throughput, size, parity, accuracy.
+"""The categorizer's encoders in every form that an export can give them: what is kept, size, parity, accuracy.
 
-PyTorch eager and compiled, then every form of `benchmarks.export.forms`; ONNX Runtime on a GPU and TensorRT say "not
-measured" where there is none.  A form is what the export would publish: the gate, on the bundle's products and 1,000 of
-the feed's validation split, decides what stays in float32.  Accuracy is that of the whole chain on the test split, with
-image and title, image alone and title alone, beside how often the first answer is that of PyTorch float32.
+A form is what the export would publish: the gate, on the bundle's products and 1,000 of the feed's validation split,
+decides what stays in float32.  Accuracy is that of the whole chain on the test split, with image and title, image alone
+and title alone, beside how often the first answer is that of PyTorch float32.  `speed` times the same forms.
 SHELFWISE_BUNDLE and SHELFWISE_FEED name a bundle and the feed it was trained on; without them a small one is trained.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.export.forms import PACKAGES, lowered_forms, measure, session_times
-from benchmarks.results import NOT_MEASURED, write
+from benchmarks.export.forms import PACKAGES, lowered_forms
+from benchmarks.results import write
 from catalogue.feed import detect_preset, open_feed
 from export.categorize import CALIBRATION_PRODUCTS, PARITY_PRODUCTS, categorizer_graphs, real_inputs, whole_products
 from export.chain import Chain
@@ -30,15 +27,13 @@ from export.parity import run_onnx, run_torch
 from training.bundle import CategorizerBundle, load_bundle
 
 Row = dict[str, Any]
-BATCHES = (1, 8)
-ABSENT = ("torch CUDA", "ONNX Runtime CUDA fp16", "TensorRT fp16")
 WAYS = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
 
 
 def main(quick: bool, output: Path) -> None:
     """Measure, print the table, write export_categorize.json."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle_folder, feed_file = _bundle_and_feed(Path(folder))
+        bundle_folder, feed_file = bundle_and_feed(Path(folder))
         bundle, feed = load_bundle(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
         encoder, head = categorizer_graphs(bundle)
         compared = whole_products(feed, "val", 200 if quick else PARITY_PRODUCTS)
@@ -46,26 +41,17 @@ def main(quick: bool, output: Path) -> None:
         products = whole_products(feed, "train", CALIBRATION_PRODUCTS)
         calibration = Chain([encoder], [real_inputs(bundle, products)]).inputs(encoder)
         test = _TestSplit(bundle, encoder, head, whole_products(feed, "test", 400 if quick else None))
-        samples = chain.inputs(encoder)[0]
-        rows = [*_measure_torch(encoder, samples, quick)]
-        rows[0] |= test.accuracy(test.expected)
+        rows: list[Row] = [{"variant": "PyTorch float32"} | test.accuracy(test.expected)]
         print(_line(rows[0]), flush=True)
-        feeds = {f"batch_{size}": {name: tensor[:size].numpy() for name, tensor in samples.items()} for size in BATCHES}
         with lowered_forms(encoder, chain, calibration) as forms:
             for form, lowered, path in forms:
-                times = _not_measured() if form.exact else session_times(path, feeds, quick)
                 parity = chain.compare(encoder, lowered.runnable, exact=form.exact)
                 found = run_onnx(lowered.runnable, test.inputs, list(encoder.outputs), exact=form.exact)
-                row = _row(form.name, times, bytes=file_bytes(path), operators=operator_counts(path))
-                row |= {"kept_in_float32": lowered.kept}
-                row |= {
-                    "gate_rows": parity[0].rows,
-                    "gate_agreement": next(entry.agreement for entry in parity if entry.agreement is not None),
-                }
-                row |= test.accuracy(found)
-                print(_line(row), flush=True)
-                rows.append(row)
-        rows += [_row(name, _not_measured()) for name in ABSENT]
+                row: Row = {"variant": form.name, "kept_in_float32": lowered.kept, "bytes": file_bytes(path)}
+                row |= {"operators": operator_counts(path), "gate_rows": parity[0].rows}
+                row["gate_agreement"] = next(entry.agreement for entry in parity if entry.agreement is not None)
+                rows.append(row | test.accuracy(found))
+                print(_line(rows[-1]), flush=True)
         print("Wrote", write("export_categorize", rows, PACKAGES, output))
 
 
@@ -108,78 +94,32 @@ class _TestSplit:
         return run_torch(self.head, tensors)["category_id"]
 
 
-def _measure_torch(graph: GraphSpec, inputs: Mapping[str, Tensor], quick: bool) -> list[Row]:
-    """Eager and compiled PyTorch on the CPU."""
-    module = graph.module.eval()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    expected = run_torch(graph, inputs)[graph.outputs[0]]
-    rows = []
-    for name, run in (("torch eager", module), ("torch.compile", torch.compile(module))):
-        try:
-            with torch.no_grad():
-                found = run(*(tensor[:8] for tensor in inputs.values()))[0]
-                np.testing.assert_allclose(found.numpy(), expected[:8], atol=1e-4)
-                times = {}
-                for batch in BATCHES:
-                    arguments = [tensor[:batch] for tensor in inputs.values()]
-                    times[f"batch_{batch}"] = measure(functools.partial(run, *arguments), quick)
-        except RuntimeError as error:  # no C++ compiler for torch.compile
-            rows.append(_row(name, _not_measured(), why=str(error).splitlines()[0][:120]))
-            continue
-        rows.append(_row(name, times, bytes=size))
-    return rows
-
-
-def _row(variant: str, times: Mapping[str, Any], **more: Any) -> Row:
-    row: Row = {"graph": "product_encoder", "variant": variant, **times}
-    for batch in BATCHES:
-        measured = times[f"batch_{batch}"]
-        known = measured != NOT_MEASURED
-        row[f"rows_per_s_{batch}"] = round(1e3 * batch / measured["median_ms"], 1) if known else NOT_MEASURED
-    return row | more
-
-
-def _not_measured() -> dict[str, str]:
-    return {f"batch_{batch}": NOT_MEASURED for batch in BATCHES}
-
-
 def _line(row: Row) -> str:
-    eight = row["batch_8"]
-    time = NOT_MEASURED if eight == NOT_MEASURED else f"{eight['median_ms']:.2f} ms"
     ways = "  ".join(f"{way} {row[way]['top_1']:.4f} / {row[way]['top_5']:.4f}" for way in WAYS)
     kept = f", {len(row['kept_in_float32'])} nodes in float32" if row.get("kept_in_float32") else ""
-    return f"{row['variant']:<26} batch 8: {time:>12}  {ways}  agreement {row['agreement']:.4f}{kept}"
+    return f"{row['variant']:<26} {ways}  agreement {row['agreement']:.4f}{kept}"
 
 
-def export_table(rows: Sequence[Row]) -> str:
+def accuracy_table(rows: Sequence[Row]) -> str:
     """The README's table of forms."""
     from benchmarks.tables import markdown
 
-    (base,) = (row for row in rows if row["variant"] == "CPU fp32")
-    lines = []
-    for row in rows:
-        timed = row["batch_8"] != NOT_MEASURED
-        if "products" not in row:
-            accuracies: list[str | None] = [None, None, None, None]
-        else:
-            accuracies = [f"{row[way]['top_1']:.4f} / {row[way]['top_5']:.4f}" for way in WAYS]
-            accuracies.append(f"{100 * row['agreement']:.2f} %")
-        lines.append(
-            [
-                row["variant"],
-                f"{row['batch_8']['median_ms']:.1f}" if timed else NOT_MEASURED,
-                f"{base['batch_8']['median_ms'] / row['batch_8']['median_ms']:.2f}" if timed else None,
-                f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else None,
-                len(row["kept_in_float32"]) if "kept_in_float32" in row else None,
-                *accuracies,
-            ]
-        )
-    columns = ["", "ms at batch 8", "x fp32", "MB", "nodes kept", *WAYS, "same first answer"]
-    products = next(row["products"] for row in rows if "products" in row)
-    return f"{markdown(columns, lines)}\n\nTop-1 / top-5 of {products:,} held-out products."
+    lines = [
+        [
+            row["variant"],
+            f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else None,
+            len(row["kept_in_float32"]) if "kept_in_float32" in row else None,
+            *(f"{row[way]['top_1']:.4f} / {row[way]['top_5']:.4f}" for way in WAYS),
+            f"{100 * row['agreement']:.2f} %",
+        ]
+        for row in rows
+    ]
+    columns = ["encoders as", "MB", "nodes kept in float32", *WAYS, "same first answer"]
+    return f"{markdown(columns, lines)}\n\nTop-1 / top-5 of {rows[0]['products']:,} held-out products."
 
 
-def _bundle_and_feed(folder: Path) -> tuple[Path, Path]:
+def bundle_and_feed(folder: Path) -> tuple[Path, Path]:
+    """What the environment names, else what is trained in `folder`."""
     bundle_folder, feed_file = (os.environ.get(f"SHELFWISE_{name}") for name in ("BUNDLE", "FEED"))
     if bundle_folder and feed_file:
         return Path(bundle_folder), Path(feed_file)

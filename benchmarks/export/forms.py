@@ -1,4 +1,4 @@
-"""The forms that an export can give a graph, and how long a call of one takes.
+"""The forms that an export can give a graph.
 
 Forms for a GPU are run here too, for their answers and not for their speed: graphs that round as float16 or bfloat16
 do, and TensorRT's quantise/dequantise graphs without fusion.  What a GPU adds is the order of its sums.
@@ -6,18 +6,13 @@ do, and TensorRT's quantise/dequantise graphs without fusion.  What a GPU adds i
 
 from __future__ import annotations
 
-import functools
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime
 from torch import Tensor
 
 from export.chain import Chain
@@ -74,24 +69,3 @@ def lowered_forms(
                 yield form, lowered, path
 
         yield forms()
-
-
-def session_times(path: Path, feeds: Mapping[str, Mapping[str, np.ndarray]], quick: bool) -> dict[str, Any]:
-    """Times of an ONNX file on the CPU as the served models run it, {name of the feed: times}."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return {name: measure(functools.partial(session.run, None, feed), quick) for name, feed in feeds.items()}
-
-
-def measure(call: Callable[[], object], quick: bool) -> dict[str, float]:
-    """Milliseconds of one call: median, 20th and 80th percentile."""
-    for _ in range(10):
-        call()
-    samples = []
-    for _ in range(60 if quick else 200):
-        start = time.perf_counter()
-        call()
-        samples.append(1e3 * (time.perf_counter() - start))
-    median, low, high = np.percentile(samples, [50, 20, 80])
-    return {"median_ms": round(median, 3), "p20_ms": round(low, 3), "p80_ms": round(high, 3)}

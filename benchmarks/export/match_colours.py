@@ -1,4 +1,4 @@
-"""The colour matcher in every form that an export can give it: time of a product, size, and accuracy on held-out ones.
+"""The colour matcher in every form that an export can give it: size, and accuracy on held-out products.
 
 Forms are those of `benchmarks.export.forms`, lowered under the gate on the bundle's products; accuracy is the share of
 photos and of whole products right among the feed's test products, each asked with its own labels.
@@ -18,8 +18,8 @@ import onnxruntime
 from torch import Tensor
 
 from benchmarks.demo_colours import HeldOutProduct, held_out_products
-from benchmarks.export.forms import PACKAGES, lowered_forms, session_times
-from benchmarks.results import NOT_MEASURED, write
+from benchmarks.export.forms import PACKAGES, lowered_forms
+from benchmarks.results import write
 from catalogue.product import Product
 from export.chain import Chain
 from export.match_colours import colour_graph, colour_matcher_system, real_inputs
@@ -43,22 +43,15 @@ def main(quick: bool, output: Path) -> None:
     chain = Chain([graph], system.inputs)
     products = held_out_products(Path(feed_file))[: 100 if quick else None]
     asked = [_inputs(bundle, product) for product in products]
-    rows = [_row("torch eager", products, [run_torch(graph, one)["probability"][0] for one in asked])]
     expected = [run_torch(graph, one)["probability"][0] for one in asked]
-    one = max(asked, key=lambda tensors: tensors["pixel_values"].shape[1])
-    shape = {"photos": one["pixel_values"].shape[1], "labels": one["input_ids"].shape[1]}
-    feeds = {
-        f"batch_{size}": {name: tensor.repeat(size, *[1] * (tensor.ndim - 1)).numpy() for name, tensor in one.items()}
-        for size in (1, 8)
-    }
+    rows = [_row("PyTorch float32", products, expected)]
     with lowered_forms(graph, chain, chain.inputs(graph)) as forms:
         for form, lowered, path in forms:
             found = _answers(lowered.runnable, asked, exact=form.exact)
             row = _row(form.name, products, found)
             same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(expected, found, strict=True)])
             row |= {"agreement": round(float(same.mean()), 5), "kept_in_float32": lowered.kept}
-            row |= {"bytes": file_bytes(path), "timed_product": shape}
-            row |= dict.fromkeys(feeds, NOT_MEASURED) if form.exact else session_times(path, feeds, quick)
+            row["bytes"] = file_bytes(path)
             rows.append(row)
             print({name: value for name, value in row.items() if name != "sinkhorn"}, flush=True)
     print("Wrote", write("export_match_colours", rows, PACKAGES, output))
@@ -90,18 +83,16 @@ def colours_table(rows: Sequence[dict[str, Any]]) -> str:
 
     lines = []
     for row in rows:
-        timed = row.get("batch_8", NOT_MEASURED) != NOT_MEASURED
         lines.append(
             [
                 row["variant"],
-                f"{row['batch_8']['median_ms']:.1f}" if timed else NOT_MEASURED,
                 f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else None,
                 len(row["kept_in_float32"]) if "kept_in_float32" in row else None,
                 *(f"{row[how]['images']:.4f} / {row[how]['products']:.4f}" for how in ("arg_max", "one_to_one")),
                 f"{100 * row['agreement']:.2f} %" if "agreement" in row else None,
             ]
         )
-    columns = ["", "ms at batch 8", "MB", "nodes kept", "arg-max", "one-to-one", "same arg-max"]
+    columns = ["graph as", "MB", "nodes kept in float32", "arg-max", "one-to-one", "same arg-max"]
     first = rows[0]
     right = f"Photos / whole products right, of {first['images']:,} and {first['products']:,}."
     return f"{markdown(columns, lines)}\n\n{right}"
