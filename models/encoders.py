@@ -118,7 +118,7 @@ def normalised(pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     numbers at a time, which took longer than the first convolution.
     """
     width = pixel_values.shape[2]
-    rows = pixel_values.flatten(2).to(torch.float32)
+    rows = pixel_values.to(torch.float32).flatten(2)  # in this order: TensorRT does not reshape uint8
     return ((rows - mean.repeat(width)) / std.repeat(width)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
