@@ -33,6 +33,7 @@ def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Fee
     return ServedSystem(
         ensemble=ENSEMBLE,
         graphs=categorizer_graphs(bundle),
+        fused="categorizer",
         inputs=[inputs],
         calibration=[real_inputs(bundle, calibration_products(feed)) if feed is not None else inputs],
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
