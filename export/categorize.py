@@ -37,6 +37,7 @@ def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Fee
     return ServedSystem(
         ensemble=ENSEMBLE,
         graphs=categorizer_graphs(bundle),
+        fused="categorizer",
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.compose
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
@@ -164,6 +165,29 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     if graph.names is not None:
         look_up_names(model, graph.names)
     save_onnx(model, path)
+    check_versions(path)
+
+
+def fuse_onnx(parts: Mapping[str, Path], path: Path) -> None:
+    """Writes ONNX files as one graph: what one gives and a later one takes, by name, stays inside.
+
+    Args:
+        parts: files by the name of their graph, in the order in which they depend on each other.
+        path: the file to write.
+    """
+    models = [
+        # Names inside a part could meet those of another.
+        onnx.compose.add_prefix(onnx.load(part), f"{name}/", rename_inputs=False, rename_outputs=False)
+        for name, part in parts.items()
+    ]
+    for model in models:
+        model.ir_version = max(model.ir_version for model in models)
+    fused, *others = models
+    for model in others:
+        given = {tensor.name for tensor in fused.graph.output}
+        inside = [(tensor.name, tensor.name) for tensor in model.graph.input if tensor.name in given]
+        fused = onnx.compose.merge_models(fused, model, io_map=inside)
+    save_onnx(fused, path)
     check_versions(path)
 
 

@@ -1,9 +1,9 @@
 """Versions in a model repository: published whole, the previous one kept, rolled back by one command.
 
 The repository in git holds what a person writes (config.pbtxt, model.py); the export adds numbered versions of what is
-built.  All models of an ensemble move together: version N of the ensemble is version N of each of its steps.  New
-versions are written aside, checked there, and renamed into place, the ensemble's last: its `release.json` says that the
-version is complete.
+built.  All models of an ensemble move together: version N of the ensemble is version N of each of its steps.  A version
+may bring configurations of its own, for the ensemble one with other steps.  New versions are written aside, checked
+there, and renamed into place, the ensemble's last: its `release.json` says that the version is complete.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def read_config(model: str, repository: Path = SOURCE) -> ModelConfig:
     Raises:
         RepositoryError: there is none, or it is no text protobuf; names the file.
     """
-    path = repository / model / "config.pbtxt"
+    return _read_config_file(repository / model / CONFIG_FILE, model)
+
+
+def _read_config_file(path: Path, model: str) -> ModelConfig:
     try:
         config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except FileNotFoundError:
@@ -50,10 +53,15 @@ def read_config(model: str, repository: Path = SOURCE) -> ModelConfig:
     return config
 
 
-def ensemble_models(ensemble: str, repository: Path = SOURCE) -> list[str]:
+def ensemble_models(config: ModelConfig) -> list[str]:
     """The steps of an ensemble in order, the ensemble itself last."""
-    steps = [step.model_name for step in read_config(ensemble, repository).ensemble_scheduling.step]
-    return [*dict.fromkeys(steps), ensemble]
+    return [*dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step), config.name]
+
+
+def version_models(repository: Path, ensemble: str, version: int) -> list[str]:
+    """The steps of a published version in order, the ensemble itself last."""
+    own = repository / ensemble / str(version) / CONFIG_FILE
+    return ensemble_models(_read_config_file(own, ensemble) if own.is_file() else read_config(ensemble))
 
 
 def published_versions(repository: Path, ensemble: str) -> list[int]:
@@ -65,17 +73,19 @@ def published_versions(repository: Path, ensemble: str) -> list[int]:
 class StagedVersion:
     """The next version of an ensemble while it is being written; made by `stage_version`."""
 
-    def __init__(self, folder: Path, repository: Path, ensemble: str, version: int) -> None:
+    def __init__(self, folder: Path, repository: Path, config: ModelConfig, version: int) -> None:
         self.folder = folder
         self.repository = repository
-        self.ensemble = ensemble
+        self.ensemble = config.name
         self.version = version
-        self.models = ensemble_models(ensemble)
+        self.models = ensemble_models(config)
         for model in self.models:
             self.path(model).mkdir(parents=True)
             for name in SOURCE_FILES:
                 if (SOURCE / model / "1" / name).is_file():
                     shutil.copyfile(SOURCE / model / "1" / name, self.path(model) / name)
+        if config != read_config(self.ensemble):
+            (self.path(self.ensemble) / CONFIG_FILE).write_text(text_format.MessageToString(config))
 
     def path(self, model: str) -> Path:
         """The folder that becomes `<repository>/<model>/<version>`."""
@@ -94,21 +104,27 @@ class StagedVersion:
                 "the source; export to another folder with --repository"
             )
         (self.path(self.ensemble) / RELEASE_FILE).write_text(json.dumps(release, indent=2) + "\n")
-        for file in sorted(self.folder.rglob("*"), reverse=True):
-            sync(file)
+        for model in self.models:
+            for file in sorted(self.path(model).rglob("*"), reverse=True):
+                sync(file)
+        before = published_versions(self.repository, self.ensemble)[-1:]
         for model in self.models:
             target = self.repository / model
             target.mkdir(parents=True, exist_ok=True)
             _replace_folder(self.path(model), target / str(self.version))
             _place_files(self.repository, model, self.version)
             sync(target)
+        for version in before:
+            _hide_models(self.repository, self.ensemble, version, self.models)
         for old in published_versions(self.repository, self.ensemble)[:-KEPT_VERSIONS]:
-            _remove_version(self.repository, self.models, old)
+            _remove_version(self.repository, self.ensemble, old)
 
 
 @contextmanager
-def stage_version(repository: Path, ensemble: str) -> Iterator[StagedVersion]:
+def stage_version(repository: Path, ensemble: str, config: ModelConfig | None = None) -> Iterator[StagedVersion]:
     """Opens the next version of an ensemble for writing; what is not published by the end is removed.
+
+    `config` is the ensemble's configuration for this version, the source's when None.
 
     Raises:
         RepositoryError: the ensemble is none of this release's.
@@ -121,7 +137,7 @@ def stage_version(repository: Path, ensemble: str) -> Iterator[StagedVersion]:
     folder = repository.resolve().parent / f".{repository.name}.{os.getpid()}.staging"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield StagedVersion(folder, repository, ensemble, version)
+        yield StagedVersion(folder, repository, config or read_config(ensemble), version)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -138,8 +154,9 @@ def rollback(repository: Path, ensemble: str) -> int:
     versions = published_versions(repository, ensemble)
     if len(versions) < 2:
         raise RepositoryError(f"{repository / ensemble} has versions {versions}: there is none to go back to")
-    models = ensemble_models(ensemble)
-    _remove_version(repository, models, versions[-1])
+    models = version_models(repository, ensemble, versions[-2])
+    _hide_models(repository, ensemble, versions[-1], models)
+    _remove_version(repository, ensemble, versions[-1])
     for model in models:
         _place_files(repository, model, versions[-2])
     return versions[-2]
@@ -165,9 +182,16 @@ def _place_files(repository: Path, model: str, version: int) -> None:
                 shutil.copyfile(source, aside)
 
 
-def _remove_version(repository: Path, models: list[str], version: int) -> None:
+def _hide_models(repository: Path, ensemble: str, version: int, served: list[str]) -> None:
+    """Takes the configurations of a version's steps away that are not among those served: Triton leaves them out."""
+    if repository.resolve() != SOURCE:
+        for model in set(version_models(repository, ensemble, version)) - set(served):
+            (repository / model / CONFIG_FILE).unlink(missing_ok=True)
+
+
+def _remove_version(repository: Path, ensemble: str, version: int) -> None:
     # The ensemble first: without its release file the version counts as incomplete from the first moment on.
-    for model in reversed(models):
+    for model in reversed(version_models(repository, ensemble, version)):
         folder = repository / model / str(version)
         (folder / RELEASE_FILE).unlink(missing_ok=True)
         if repository.resolve() == SOURCE and version == 1:  # holds files of git

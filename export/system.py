@@ -12,14 +12,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from google.protobuf import text_format
 from torch import Tensor
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from .chain import Chain
-from .onnx_graphs import GraphSpec, export_onnx, file_bytes, operator_counts
-from .parity import OutputParity, ParityError, compare, failures, run_torch, worst
+from .onnx_graphs import GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
+from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
 from .plans import TENSORRT, PlanRecord
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
 from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_version
@@ -41,6 +43,8 @@ class ServedSystem:
         readiness: requests that a ready server must answer, {input: value} each.
         release: what else release.json should say.
         axis_ranges: smallest, most frequent and largest length of dynamic axes other than the batch, by name.
+        fused: the step of the ensemble that is all graphs as one ONNX file. For TensorRT every graph is a step of its
+            own in its place. None: the graphs are the ensemble's steps.
     """
 
     ensemble: str
@@ -51,6 +55,7 @@ class ServedSystem:
     readiness: Sequence[Mapping[str, Any]]
     release: Mapping[str, Any]
     axis_ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    fused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,20 @@ def export_system(
     report = ExportReport(repository, 0, {}, {})
     chain = Chain(system.graphs, system.inputs)
     calibration = Chain(system.graphs, system.calibration)
-    with stage_version(repository, system.ensemble) as staged:
+    fused = system.fused if target.runtime is not Runtime.TENSORRT else None
+    with (
+        stage_version(repository, system.ensemble, None if fused else split_step(system)) as staged,
+        TemporaryDirectory(dir=staged.folder) as aside,
+    ):
+        summaries: dict[str, dict[str, Any]] = {}
+        files: dict[str, Path] = {}
+        runnable: dict[str, Path] = {}
         for graph in system.graphs:
             own = Precision.FP32 if graph.float32_only else precision
             progress(f"{graph.name}: PyTorch → ONNX, {own}")
-            path = staged.path(graph.name) / "model.onnx"
+            folder = Path(aside) / graph.name if fused else staged.path(graph.name)
+            folder.mkdir(exist_ok=True)
+            path = files[graph.name] = folder / "model.onnx"
             export_onnx(graph, path)
             operators = operator_counts(path)
             lowered = lower_graph(graph, path, own, target.runtime, chain, calibration.inputs(graph))
@@ -126,7 +140,8 @@ def export_system(
                 raise ParityError(f"{graph.name}: the exported model differs from PyTorch: {'; '.join(missed)}")
             parity = [output for output in compared if output.output in graph.outputs]
             chain.take(graph, lowered.runnable, exact=exact)
-            if lowered.runnable != path:
+            runnable[graph.name] = lowered.runnable
+            if lowered.runnable != path and not fused:
                 lowered.runnable.unlink()
             size = file_bytes(path)
             summary: dict[str, Any] = {
@@ -149,10 +164,21 @@ def export_system(
                 _write_plan_config(graph.name, path.parent, records)
                 path.unlink()
                 path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-            (path.parent / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            summaries[graph.name] = summary
             report.parity[graph.name], report.kept[graph.name] = parity, lowered.kept
             report.precision[graph.name] = own.value
             report.bytes[graph.name] = size
+        if fused:
+            progress(f"{fused}: {' + '.join(files)} as one graph")
+            path = staged.path(fused) / "model.onnx"
+            fuse_onnx(runnable, path)
+            _check_fused(fused, path, system, chain.served, exact=runnable != files)
+            fuse_onnx(files, path)
+            whole = {"bytes": file_bytes(path), "operators": operator_counts(path), "graphs": summaries}
+            (path.parent / REPORT_FILE).write_text(json.dumps(whole, indent=2) + "\n")
+        else:
+            for name, summary in summaries.items():
+                (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
         system.write_files(staged.path)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
@@ -168,6 +194,37 @@ def export_system(
             }
         )
     return ExportReport(repository, staged.version, report.parity, report.bytes, report.precision, report.kept)
+
+
+def split_step(system: ServedSystem) -> ModelConfig:
+    """The ensemble's configuration with a step for every graph in the place of the one that is all of them."""
+    config = read_config(system.ensemble)
+    steps = list(config.ensemble_scheduling.step)
+    del config.ensemble_scheduling.step[:]
+    for step in steps:
+        if step.model_name != system.fused:
+            config.ensemble_scheduling.step.append(step)
+            continue
+        for graph in system.graphs:
+            part = config.ensemble_scheduling.step.add(model_name=graph.name, model_version=-1)
+            part.input_map.update({name: step.input_map.get(name, name) for name in graph.inputs})
+            names = [*graph.outputs, *([graph.names.output] if graph.names else [])]
+            part.output_map.update({name: step.output_map.get(name, name) for name in names})
+    return config
+
+
+def _check_fused(
+    name: str, path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool
+) -> None:
+    """That the graphs in one file answer what they answered one after the other."""
+    given = {output for graph in system.graphs for output in graph.outputs}
+    inputs = {tensor for graph in system.graphs for tensor in graph.inputs} - given
+    outputs = list(system.graphs[-1].outputs)
+    for batch in answered:
+        found = run_onnx(path, {tensor: batch[tensor] for tensor in inputs}, outputs, exact=exact)
+        missed = failures([compare(output, batch[output].numpy(), found[output]) for output in outputs], ParityLimits())
+        if missed:
+            raise ParityError(f"{name}: the fused graphs differ from the single ones: {'; '.join(missed)}")
 
 
 def _build_plans(

@@ -14,7 +14,7 @@ import json
 import math
 import queue
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,13 @@ def model_configs(repository: Path) -> list[ModelConfig]:
     return [config for config in configs if config.name not in left_out]
 
 
-def unexported_models(repository: Path, configs: Iterable[ModelConfig]) -> set[str]:
+def unexported_models(repository: Path, configs: Sequence[ModelConfig]) -> set[str]:
     """The ensembles of a repository that no bundle was exported to yet, with the steps that only they use.
 
     A checkout holds the configurations of every system, and one may be served before another is trained. A model was
     exported when some version of it holds its model file; an ensemble when all of its steps were. One that was released
-    counts as exported whatever is missing now: Triton says what.
+    counts as exported whatever is missing now: Triton says what. A model that is no step and has no version at all is
+    one that other targets of the export need.
     """
     steps = {
         config.name: {step.model_name for step in config.ensemble_scheduling.step}
@@ -183,7 +184,9 @@ def unexported_models(repository: Path, configs: Iterable[ModelConfig]) -> set[s
     released = {name for name in steps if any((repository / name).glob("[0-9]*/release.json"))}
     waiting = {ensemble for ensemble, names in steps.items() if names - built and ensemble not in released}
     used = set().union(*(names for ensemble, names in steps.items() if ensemble not in waiting))
-    return waiting | set().union(*(steps[ensemble] for ensemble in waiting)) - used
+    lone = {config.name for config in configs} - every - set(steps)
+    unbuilt = {name for name in lone if not any((repository / name).glob("[0-9]*"))}
+    return unbuilt | waiting | set().union(*(steps[ensemble] for ensemble in waiting)) - used
 
 
 def is_ensemble(config: ModelConfig) -> bool:

@@ -23,10 +23,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from catalogue.atomic import atomic_file
+from export.repository import CONFIG_FILE, RELEASE_FILE, version_models
 from serving import readiness
-
-CONFIG_FILE = "config.pbtxt"
-RELEASE_FILE = "release.json"
 
 
 class RollOutError(RuntimeError):
@@ -66,6 +64,11 @@ def roll_out(
         versions = Versions(server.served_version(ensemble), newest_release(repository / ensemble))
         if versions.new == versions.old:
             raise RollOutError(f"{ensemble}: version {versions.old} is the newest and is served already")
+        if version_models(repository, ensemble, versions.old) != version_models(repository, ensemble, versions.new):
+            raise RollOutError(
+                f"{ensemble}: version {versions.new} is made of {', '.join(steps)}, version {versions.old} of other "
+                "steps: start a server on the repository instead"
+            )
         with _Configurations(repository, [ensemble, *steps]) as files:
             files.write(_pinned(configs[ensemble], versions.old))
             for step in steps:

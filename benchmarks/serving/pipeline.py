@@ -1,6 +1,6 @@
 """The work of the ensemble `categorize` in one process: the same files, one after another, without a server.
 
-This is the limit that serving is measured against, and what every rival wraps: decode, tokenise, the two ONNX files. It
+This is the limit that serving is measured against, and what every rival wraps: decode, tokenise, the ONNX file. It
 reads an exported repository and imports only what the rivals' environment has, not the project; the decoder is the one
 that the export copied beside the served model. Rows must have an image and a title: the benchmark's do.
 """
@@ -77,36 +77,32 @@ class Pipeline:
 
     Args:
         repository: from `shelfwise export`.
-        threads: of the encoders' session; 0 leaves ONNX Runtime's default, one a core.
+        threads: of the session; 0 leaves ONNX Runtime's default, one a core.
         spinning: whether threads that wait burn their core, ONNX Runtime's default. Good alone, bad in company.
     """
 
     def __init__(self, repository: Path, threads: int = 0, *, spinning: bool = True) -> None:
         self.preprocessing = Preprocessing(repository)
-        self.product_encoder = session(repository, "product_encoder", threads, spinning)
-        self.category_head = session(repository, "category_head", 1, spinning)
+        self.categorizer = session(repository, "categorizer", threads, spinning)
 
     def __call__(self, images: Sequence[bytes], titles: Sequence[str]) -> Answers:
         input_ids, attention_mask = self.preprocessing.tokenize(titles)
         return self.infer(self.preprocessing.decode(images), input_ids, attention_mask)
 
     def infer(self, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> Answers:
-        """The part that the ONNX files do; arguments as `Preprocessing` returns them."""
+        """The part that the ONNX file does; arguments as `Preprocessing` returns them."""
         present = np.ones((len(pixel_values), 1), np.bool_)
-        image_embeds, text_embeds = self.product_encoder.run(
-            ["image_embeds", "text_embeds"],
-            {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask},
-        )
-        category, category_id, probability, neighbour_kl = self.category_head.run(
+        outputs = self.categorizer.run(
             ["category", "category_id", "probability", "neighbour_kl"],
             {
-                "image_embeds": image_embeds,
-                "text_embeds": text_embeds,
+                "pixel_values": pixel_values,
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
                 "image_present": present,
                 "text_present": present,
             },
         )
-        return Answers(category, category_id, probability, neighbour_kl)
+        return Answers(*outputs)
 
 
 def newest(repository: Path, model: str) -> Path:

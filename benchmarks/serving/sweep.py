@@ -1,10 +1,10 @@
-"""Which scheduling suits this machine: encoder instances × intra-op threads × longest queue delay, each on a server.
+"""Which scheduling suits this machine: model instances × intra-op threads × longest queue delay, each on a server.
 
 Each pair of instances and threads is also run under Triton's rate limiter with one resource that every model wants:
 the steps take turns, each with all cores, and what arrives meanwhile makes the next batch. Only combinations with
 instances × threads ≤ cores are tried: more threads than cores is the commonest way to make Triton slow on a CPU. The
 recommendation is the highest throughput at concurrency 8 among the settings whose median at concurrency 1 is within a
-tenth of the best, written as the fragment to put into product_encoder/config.pbtxt.
+tenth of the best, written as the fragment to put into categorizer/config.pbtxt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.serving.targets import GrpcTarget
 from serving.readiness import is_ensemble
 from serving.server import TritonServer
 
-ENCODER = "product_encoder"
+MODEL = "categorizer"
 DELAYS_MICROSECONDS = (0, 2000)
 LATENCY_SLACK = 1.10
 RATE_LIMIT = "--rate-limit=execution_count"
@@ -35,7 +35,7 @@ RATE_LIMIT = "--rate-limit=execution_count"
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the model with the encoders."""
+    """Of the model that computes."""
 
     instances: int
     threads: int
@@ -43,7 +43,7 @@ class Setting:
     in_turns: bool = False
 
     def apply(self, config: ModelConfig) -> None:
-        """Write the setting into the encoder's configuration."""
+        """Write the setting into the model's configuration."""
         del config.instance_group[:]
         config.instance_group.add(count=self.instances)
         if self.in_turns:
@@ -118,7 +118,7 @@ def _measure_setting(
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         repository = Path(folder) / "model_repository"
         shutil.copytree(subject.repository, repository)
-        path = repository / ENCODER / "config.pbtxt"
+        path = repository / MODEL / "config.pbtxt"
         config = text_format.Parse(path.read_text(), ModelConfig())
         setting.apply(config)
         path.write_text(text_format.MessageToString(config))
@@ -127,7 +127,7 @@ def _measure_setting(
             options = [RATE_LIMIT]
             for path in repository.glob("*/config.pbtxt"):
                 config = text_format.Parse(path.read_text(), ModelConfig())
-                if path.parent.name != ENCODER and not is_ensemble(config):
+                if path.parent.name != MODEL and not is_ensemble(config):
                     take_turns(config)
                     path.write_text(text_format.MessageToString(config))
         log = Path(folder) / "triton.log"

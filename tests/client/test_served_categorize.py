@@ -156,7 +156,7 @@ def test_request_given_up_in_one_step_is_not_taken_to_the_next(
 
     slow = png(Image.new("L", (8000, 8000)))  # few bytes to send, many pixels to decode
     served.categorize(title=TITLE)
-    decoded, encoded = executed("prepare_product"), executed("product_encoder")
+    decoded, encoded = executed("prepare_product"), executed("categorizer")
     with pytest.raises(DeadlineExceeded):
         served.categorize(slow, timeout=0.1)
     patience = time.monotonic() + 10
@@ -164,7 +164,7 @@ def test_request_given_up_in_one_step_is_not_taken_to_the_next(
         time.sleep(0.05)
     time.sleep(0.2)
     assert executed("prepare_product") == decoded + 1
-    assert executed("product_encoder") == encoded
+    assert executed("categorizer") == encoded
 
 
 def test_classification_extension_names_the_most_probable_categories(

@@ -32,14 +32,14 @@ def test_a_fresh_export_fits(repository: Path) -> None:
 
 
 def newer_opset(repository: Path) -> None:
-    path = repository / "product_encoder" / "1" / "model.onnx"
+    path = repository / "categorizer" / "1" / "model.onnx"
     model = onnx.load(path)
     model.opset_import[0].version = 23
     onnx.save(model, path)
 
 
 def plan_for_another_machine(repository: Path) -> None:
-    folder = repository / "product_encoder" / "1"
+    folder = repository / "categorizer" / "1"
     (folder / "model.onnx").unlink()
     (folder / "model.plan").write_bytes(b"plan")
     PlanRecord(TENSORRT_RTX, "1.7", "8.9", False, "fp16", (1, 8, 32), False).save(folder / "model.plan")
@@ -47,10 +47,10 @@ def plan_for_another_machine(repository: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt ONNX": (
-        lambda repository: (repository / "category_head" / "1" / "model.onnx").write_bytes(b"\x00garbage"),
-        "category_head/1/model.onnx",
+        lambda repository: (repository / "categorizer" / "1" / "model.onnx").write_bytes(b"\x00garbage"),
+        "categorizer/1/model.onnx",
     ),
-    "wrong opset": (newer_opset, "product_encoder/1/model.onnx has opset 23"),
+    "wrong opset": (newer_opset, "categorizer/1/model.onnx has opset 23"),
     "no model": (
         lambda repository: (repository / "prepare_product" / "1" / "model.py").unlink(),
         "prepare_product/1 holds no model",
@@ -89,4 +89,4 @@ def test_a_server_refuses_the_plan_before_triton_fails_on_it(repository: Path) -
     plan_for_another_machine(repository)
     result = CliRunner().invoke(shelfwise.app, ["serve", "--repository", str(repository)])
     assert result.exit_code == 1
-    assert "product_encoder: model.plan was built by tensorrt-rtx 1.7" in result.output
+    assert "categorizer: model.plan was built by tensorrt-rtx 1.7" in result.output

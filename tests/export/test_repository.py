@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 import shelfwise
 from export.bundles import export_bundle
 from export.categorize import real_inputs
+from export.check import check_repository
 from export.parity import ParityError
 from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
+from serving.readiness import model_configs
 from training.bundle import load_bundle
 
 
@@ -43,9 +45,9 @@ def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
     publish(tmp_path, "b")
     assert (tmp_path / "categorize" / "labels.txt").read_text() == "b"
     assert rollback(tmp_path, "categorize") == 1
-    assert (tmp_path / "product_encoder" / "1" / "built").read_text() == "a"
+    assert (tmp_path / "categorizer" / "1" / "built").read_text() == "a"
     assert (tmp_path / "categorize" / "labels.txt").read_text() == "a", "Triton reads the labels beside config.pbtxt"
-    assert not (tmp_path / "product_encoder" / "2").exists()
+    assert not (tmp_path / "categorizer" / "2").exists()
     with pytest.raises(RepositoryError, match="none to go back to"):
         rollback(tmp_path, "categorize")
 
@@ -82,14 +84,14 @@ def test_an_exported_repository_holds_what_its_models_read(categorize_repository
         "prepare_product/1/model.py",
         "prepare_product/1/preprocessing.json",
         "prepare_product/1/tokenizer.json",
-        "product_encoder/1/model.onnx",
-        "product_encoder/1/report.json",
+        "categorizer/1/model.onnx",
+        "categorizer/1/report.json",
         "categorize/labels.txt",
         "categorize/1/release.json",
         "categorize/readiness.json",
     } <= files
-    report = json.loads((categorize_repository / "category_head" / "1" / "report.json").read_text())
-    compared = {output["output"] for output in report["parity"]}
+    report = json.loads((categorize_repository / "categorizer" / "1" / "report.json").read_text())
+    compared = {output["output"] for output in report["graphs"]["category_head"]["parity"]}
     assert compared == {"category_id", "probability", "neighbour_kl", "class_probability"}
 
 
@@ -106,15 +108,10 @@ def test_neighbour_kl_is_the_divergence_from_the_soft_label(
     p = soft[q.argmax(1)]
     expected = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(q)), 0).sum(1)
 
-    sessions = {
-        name: onnxruntime.InferenceSession(categorize_repository / name / "1" / "model.onnx")
-        for name in ("product_encoder", "category_head")
-    }
-    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-    for name in sessions:
-        outputs = [output.name for output in sessions[name].get_outputs()]
-        feed = {node.name: arrays[node.name] for node in sessions[name].get_inputs()}
-        arrays |= dict(zip(outputs, sessions[name].run(outputs, feed), strict=True))
+    session = onnxruntime.InferenceSession(categorize_repository / "categorizer" / "1" / "model.onnx")
+    outputs = [output.name for output in session.get_outputs()]
+    found = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
+    arrays = dict(zip(outputs, found, strict=True))
     np.testing.assert_allclose(arrays["neighbour_kl"][:, 0], expected, atol=1e-4)
     np.testing.assert_array_equal(arrays["category_id"][:, 0], q.argmax(1))
     assert np.all(np.diff(arrays["probability"], axis=1) <= 0), "most probable first"
@@ -204,8 +201,17 @@ def test_every_target_of_a_bundle_is_published_and_rolled_back_with_its_configur
     report = json.loads((repository / "product_encoder" / "2" / "report.json").read_text())
     assert report["precision"] == "fp16"
     assert set(report["plans"]) == {"model.sm89.plan", "model.sm120.plan"}
+    assert [step.model_name for step in read_config("categorize", repository).ensemble_scheduling.step] == [
+        "prepare_product",
+        "product_encoder",
+        "category_head",
+    ]
+    served = {config.name for config in model_configs(repository)}
+    assert served == {"categorize", "prepare_product", "product_encoder", "category_head"}, "not the other version's"
     assert rollback(repository, "categorize") == 1
-    assert read_config("product_encoder", repository) == read_config("product_encoder")
+    assert read_config("categorize", repository) == read_config("categorize")
+    assert read_config("categorizer", repository) == read_config("categorizer")
+    assert "product_encoder" not in check_repository(repository)
     release = json.loads((repository / "categorize" / "1" / "release.json").read_text())
     assert (release["target"], release["precision"]) == ("cpu", "int8")
 

@@ -77,7 +77,8 @@ def test_every_graph_of_every_system_builds(
     for graph in graphs:
         path = tmp_path / f"{graph.name}.onnx"
         export_onnx(replace(graph, names=None), path)  # words are looked up on the CPU: TensorRT has no strings
-        save_onnx(lower_floats(onnx.load(path), FLOAT16, set()), path)
+        if not graph.float32_only:
+            save_onnx(lower_floats(onnx.load(path), FLOAT16, set()), path)
         axes = {"images": (1, 4, 16), "labels": (1, 4, 16)}
         plan = path.with_suffix(".plan")
         build_plan(builder, ADA, path, plan, batch_sizes=(1, 2, 4), precision="fp16", axis_ranges=axes)

@@ -100,17 +100,18 @@ def in_process(repository: Path, images: list[bytes], titles: list[bytes]) -> An
     attention_mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
     attention_mask[:, 0] = 1
     input_ids = np.array([encoding.ids for encoding in encodings], np.int64)
-    embeds = run(
-        "product_encoder",
-        {"pixel_values": np.stack(pixels), "input_ids": input_ids, "attention_mask": attention_mask},
+    found = run(
+        "categorizer",
+        {
+            "pixel_values": np.stack(pixels),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "image_present": np.array([[bool(image)] for image in images]),
+            "text_present": np.array([[bool(title.strip())] for title in titles]),
+        },
     )
-    present = {
-        "image_present": np.array([[bool(image)] for image in images]),
-        "text_present": np.array([[bool(title.strip())] for title in titles]),
-    }
-    head = run("category_head", embeds | present)
     names = np.array([label.encode() for label in labels], np.object_)
-    return Answer(names[head["category_id"]], head["category_id"], head["probability"], head["neighbour_kl"])
+    return Answer(names[found["category_id"]], found["category_id"], found["probability"], found["neighbour_kl"])
 
 
 def products(count: int) -> tuple[list[bytes], list[bytes]]:
