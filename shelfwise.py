@@ -184,7 +184,10 @@ def export(
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
     ] = False,
-    feed: Annotated[Path | None, typer.Option(help="Feed to calibrate int8 and fp8 on; else the bundle's few.")] = None,
+    feed: Annotated[
+        Path | None,
+        typer.Option(help="Feed whose products calibrate int8 and fp8, and are compared; else the bundle's few."),
+    ] = None,
 ) -> None:
     """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
     from export.bundles import export_bundle
