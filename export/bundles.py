@@ -30,7 +30,7 @@ def export_bundle(
         bundle_folder: from `shelfwise train`.
         repository: the model repository to publish to; created when missing.
         target: what will run it and in which precision; float32 for ONNX Runtime when None.
-        feed: its training split calibrates int8 and fp8, its validation split is compared beside the bundle's few products.
+        feed: its training split calibrates int8 and fp8, its validation split is compared beside the bundle's few.
         progress: told what is being done.
 
     Raises:
