@@ -146,12 +146,21 @@ def run_onnx(
     if exact:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    rows = len(next(iter(inputs.values())))
     parts = [
-        session.run(outputs, {name: tensor[start : start + PARITY_BATCH].numpy() for name, tensor in inputs.items()})
-        for start in range(0, rows, PARITY_BATCH)
+        session.run(outputs, {name: tensor.numpy() for name, tensor in batch.items()})
+        for batch in split_rows(inputs, PARITY_BATCH)
     ]
     return {name: np.concatenate(column) for name, column in zip(outputs, zip(*parts, strict=True), strict=True)}
+
+
+def split_rows(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+    """A batch in parts of so many rows; whole when its inputs are of different lengths, as a ragged batch's are."""
+    lengths = {len(tensor) for tensor in inputs.values()}
+    step = rows if len(lengths) == 1 else max(lengths)
+    return [
+        {name: tensor[start : start + step] for name, tensor in inputs.items()}
+        for start in range(0, max(lengths), step)
+    ]
 
 
 def compare(output: str, expected: np.ndarray, found: np.ndarray) -> OutputParity:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBu
         products = list(sample)
         texts = [*labels(products), "plaid"]
         with torch.no_grad():
-            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, products, texts))[0].numpy()
+            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, [(products, texts)]))[0].numpy()
         matches = served.match_colours(images(products), texts)
         np.testing.assert_allclose(probabilities(matches), expected, atol=1e-4)
         assert [match.index for match in matches] == expected.argmax(1).tolist()
@@ -105,6 +106,31 @@ def test_products_of_any_size_at_once_are_answered_as_alone(
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda request: probabilities(served.match_colours(*request)), requests))
     for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_products_of_different_sizes_are_one_batch_of_the_matcher(
+    start_server: Callable[..., TritonServer], colour_repository: Path, bundle: ColourMatcherBundle, tmp_path: Path
+) -> None:
+    repository = tmp_path / "model_repository"
+    shutil.copytree(colour_repository, repository)
+    for model, least in (("colour_matcher", 4), ("assign_colours", 1)):
+        config = repository / model / "config.pbtxt"
+        waiting = f"dynamic_batching {{ preferred_batch_size: {least} max_queue_delay_microseconds: 5000000 }}"
+        assert "dynamic_batching { }" in config.read_text()
+        config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    server = start_server(repository, wait_ready=False)
+    every = [product for sample in bundle.samples for product in sample]
+    sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
+    requests = [(images((every * 2)[:n]), [f"{name} {i}" for i, name in enumerate(labels((every * 4)[:m]))]) for n, m in sizes]
+    with ShelfwiseClient(server.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda request: probabilities(client.match_colours(*request)), requests))
+        with triton.InferenceServerClient(server.url) as raw:
+            batches = raw.get_inference_statistics("colour_matcher").model_stats[0].batch_stats
+        assert 4 in [batch.batch_size for batch in batches]
+        alone = [probabilities(client.match_colours(*request)) for request in requests]
+    for found, expected, size in zip(together, alone, sizes, strict=True):
+        assert found.shape == size
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
