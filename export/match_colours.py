@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 import catalogue.colour_labels
 import catalogue.images
@@ -28,9 +30,12 @@ from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
 from training.colour_bundle import ColourMatcherBundle
 
-from .onnx_graphs import GraphSpec
-from .precision import Runtime
-from .system import ServedSystem
+from . import fused_colour_matcher
+from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
+from .onnx_graphs import ExportError, GraphSpec
+from .precision import Precision, Runtime
+from .repository import SOURCE, read_config
+from .system import ServedSystem, TorchModel
 
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
@@ -123,6 +128,62 @@ def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path, runt
             "labels": (ROOMS[0][1], ROOMS[0][1], ROOMS[-1][1]),
         },
     )
+
+
+def colour_matcher_system_for_gpu(bundle: ColourMatcherBundle, bundle_folder: Path) -> ServedSystem:
+    """What there is to export where the fused matcher serves: a Python model with the graph's inputs and outputs.
+
+    Raises:
+        ExportError: the fused matcher does not have this one.
+    """
+    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU)
+    [graph] = system.graphs
+    try:
+        bundle.model.head.matcher.packed_weights()
+    except ValueError as error:
+        raise ExportError(f"colour_matcher: the fused matcher cannot serve it: {error}") from error
+    config = read_config(graph.name)
+    for tensor in config.input:
+        tensor.allow_ragged_batch = True  # requests come one by one: no need to agree in the mask either
+    config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+    return replace(
+        system,
+        graphs=[],
+        torch_models=[
+            TorchModel(graph, lambda folder, precision: _write_fused(bundle, folder, precision), _run_fused, config)
+        ],
+        precisions=(Precision.BF16, Precision.FP32),  # of the kernel's matrices
+    )
+
+
+def _write_fused(bundle: ColourMatcherBundle, folder: Path, precision: Precision) -> None:
+    """model.py, the modules that it imports, and the network."""
+    shutil.copyfile(SOURCE / "colour_matcher" / "fused_model.py", folder / "model.py")
+    shutil.copyfile(fused_colour_matcher.__file__, folder / Path(fused_colour_matcher.__file__).name)
+    for package, modules in SERVED_MODULES.items():
+        (folder / package).mkdir()
+        for module in modules:
+            shutil.copyfile(SOURCE.parent / package / f"{module}.py", folder / package / f"{module}.py")
+    save_fused(folder, bundle.model, {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}[precision])
+
+
+def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The answers of a written fused matcher on the CPU to a batch in the graph's form, in the graph's room."""
+    fused = load_fused(folder, torch.device("cpu"))
+    tower, length = fused.model.image_tower.config, fused.model.label_tower.config.max_length
+    present = inputs["pair_present"]
+    sizes = [(int(product[:, 0].sum()), int(product[0].sum())) for product in present]
+    answers = fused(
+        inputs["pixel_values"].view(-1, tower.height, tower.width, 3),
+        inputs["input_ids"].view(-1, length),
+        inputs["attention_mask"].view(-1, length),
+        sizes,
+    )
+    room = [max(2, *side) for side in zip(*sizes, strict=True)]
+    probability = np.zeros((len(sizes), *room), np.float32)
+    for product, answer, (n, m) in zip(probability, answers, sizes, strict=True):
+        product[:n, :m] = answer
+    return {"probability": probability}
 
 
 def colour_graph(bundle: ColourMatcherBundle, *, trim: bool = True) -> GraphSpec:

@@ -16,10 +16,17 @@ from safetensors.torch import load_file, save_file
 
 import shelfwise
 from catalogue.product import Product
+from export import match_colours
 from export.bundles import export_bundle
-from export.match_colours import ROOMS, ServedColourMatcher, real_inputs
+from export.fused_colour_matcher import WEIGHTS_FILE, load_fused
+from export.match_colours import ROOMS, ServedColourMatcher, colour_matcher_system_for_gpu, real_inputs
+from export.onnx_graphs import ExportError
 from export.parity import ParityError
+from export.precision import Precision, Runtime
 from export.repository import published_versions
+from export.system import ExportTarget
+from models.colour_matcher import ColourMatcher
+from models.matcher import Matcher, MatcherConfig
 from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
 
 Asked = tuple[Sequence[Product], Sequence[str]]
@@ -103,6 +110,51 @@ def test_graph_for_tensorrt_answers_the_same_in_all_the_room_there_is(colour_bun
     assert trimmed.shape == (3, 4, 6)
     torch.testing.assert_close(whole[:, :4, :6], trimmed, atol=1e-5, rtol=0)
     assert whole.sum() == pytest.approx(7, abs=1e-4)
+
+
+def test_fused_matcher_for_a_gpu_answers_as_the_model_in_ragged_batches(
+    colour_bundle: Path, fused_repository: Path
+) -> None:
+    bundle = load_colour_bundle(colour_bundle)
+    folder = fused_repository / "colour_matcher" / "1"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["precision"] == "fp32"
+    assert report["parity"][0]["difference"] <= 1e-4
+    assert not (folder / "model.onnx").exists()
+    fused = load_fused(folder, torch.device("cpu"))
+    sizes = [(1, 1), (9, 40), (2, 2), (1, 3)]
+    asked = asked_about(bundle, sizes)
+    flat, tower = real_inputs(bundle, asked), bundle.config.image_tower
+    pixels = flat["pixel_values"].view(-1, tower.height, tower.width, 3)
+    tokens = (flat[name].view(-1, bundle.config.label_tower.max_length) for name in ("input_ids", "attention_mask"))
+    for found, expected in zip(fused(pixels, *tokens, sizes), model_answers(bundle, asked), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_fused_matcher_that_answers_differently_is_not_published(
+    colour_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = match_colours.save_fused
+
+    def spoil(folder: Path, model: ColourMatcher, dtype: torch.dtype) -> None:
+        written(folder, model, dtype)
+        state = load_file(folder / WEIGHTS_FILE)
+        state["head.image_norm.bias"] += 3
+        save_file(state, folder / WEIGHTS_FILE)
+
+    monkeypatch.setattr(match_colours, "save_fused", spoil)
+    with pytest.raises(ParityError, match=r"colour_matcher: the Python model differs from PyTorch: probability"):
+        export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU))
+    assert published_versions(tmp_path / "repository", "match_colours") == []
+
+
+def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path, tmp_path: Path) -> None:
+    bundle = load_colour_bundle(colour_bundle)
+    bundle.model.head.matcher = Matcher(MatcherConfig(edge="dot_product"))
+    with pytest.raises(ExportError, match="the fused matcher cannot serve it: no packed weights"):
+        colour_matcher_system_for_gpu(bundle, colour_bundle)
+    with pytest.raises(ExportError, match="target gpu runs bf16, fp32, not fp16"):
+        export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU, Precision.FP16))
 
 
 def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Path, colour_repository: Path) -> None:
