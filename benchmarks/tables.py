@@ -47,12 +47,14 @@ def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     from benchmarks.growth.report import growth_table
     from benchmarks.quality.labels import labels_table
     from benchmarks.serving import report as serving
+    from benchmarks.serving.colours_report import colours_table
     from benchmarks.training.report import training_table
 
     return {
         "serving-goals": ("serving", serving.goals_table),
         "serving-servers": ("serving", serving.servers_table),
         "serving-breakdown": ("serving", serving.breakdown_table),
+        "serving-colours": ("serving-colours", colours_table),
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
         "labels": ("labels", labels_table),

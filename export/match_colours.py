@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class ServedColourMatcher(nn.Module):
 
 def largest(lengths: Tensor, limit: int) -> int:
     """The largest of some lengths, at most limit; at least 2, since the exporter takes a length of 1 for a constant."""
-    found = int(lengths.max().clamp(min=2).item())
+    found = cast(int, lengths.max().clamp(min=2).item())  # not int(), which would ask the exporter for its value
     torch._check(found >= 2)  # the exporter has to know within what bounds a slice moves
     torch._check(found <= limit)
     return found

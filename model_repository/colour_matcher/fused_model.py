@@ -1,8 +1,8 @@
 """colour_matcher on a GPU: towers in torch and the fused matcher, in place of model.onnx when the export is for a GPU.
 
-The export writes this file as 1/model.py, with fused_colour_matcher.py (all of the computing), the network's modules and
-its weights beside it. Inputs and outputs are the ONNX model's, but requests come one by one and are packed here, and an
-answer is as large as its product. Needs serving/requirements-gpu.txt in Triton's Python.
+The export writes this file as 1/model.py, with fused_colour_matcher.py (all of the computing), the network's modules
+and its weights beside it. Inputs and outputs are the ONNX model's, but requests come one by one and are packed here,
+and an answer is as large as its product. Needs serving/requirements-gpu.txt in Triton's Python.
 """
 
 from itertools import islice
@@ -15,7 +15,7 @@ try:
     import torch
     from fused_colour_matcher import load_fused  # Triton puts this folder on the import path
 except ModuleNotFoundError as error:
-    raise pb_utils.TritonModelException(
+    raise ModuleNotFoundError(
         f"colour_matcher was exported for a GPU and needs the Python package {error.name}: install "
         "serving/requirements-gpu.txt in the server's environment"
     ) from error

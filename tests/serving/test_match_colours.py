@@ -247,7 +247,7 @@ def test_what_was_exported_for_a_gpu_says_which_package_the_server_lacks(
     shutil.copytree(fused_repository, repository)
     config = repository / "colour_matcher" / "config.pbtxt"
     config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
-    with pytest.raises(StartupError, match="needs the Python package torch: install serving/requirements-gpu.txt"):
+    with pytest.raises(StartupError, match=r"needs the Python package torch: install serving/requirements-gpu\.txt"):
         start_server(repository)
 
 
