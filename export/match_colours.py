@@ -41,7 +41,7 @@ from .system import ServedSystem, TorchModel
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
 EXAMPLE_SIZES = ((2, 3), (4, 7))  # photos and labels of the products that the exporter sees
-EXAMPLE_PHOTOS, EXAMPLE_LABELS = 6, 10
+EXAMPLE_PHOTOS, EXAMPLE_LABELS = (sum(side) for side in zip(*EXAMPLE_SIZES, strict=True))
 # Photos and labels that a batch has room for, for each product; the last is all that prepare_colours lets through.
 # Triton batches products that take the same room. Few, so that most products meet; more than one, so that a product of
 # a hundred photos does not make room for itself in thirty small ones.
@@ -92,8 +92,8 @@ class ServedColourMatcher(nn.Module):
         count = present.sum(1)
         room = largest(count, present.shape[1]) if self.trim else present.shape[1]
         place = torch.arange(room)
-        index = (count.cumsum(0) - count)[:, None] + place
-        return embeds[index.clamp(max=len(embeds) - 1)], place < count[:, None]
+        there = place < count[:, None]
+        return embeds[torch.where(there, (count.cumsum(0) - count)[:, None] + place, 0)], there
 
 
 def largest(lengths: Tensor, limit: int) -> int:
