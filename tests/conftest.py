@@ -124,11 +124,11 @@ def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFact
 def fused_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour matcher exported for a GPU: a Python model with the fused matcher, which runs in torch on a CPU."""
     from export.bundles import export_bundle
-    from export.precision import Precision, Runtime
+    from export.precision import Runtime
     from export.system import ExportTarget
 
     repository = tmp_path_factory.mktemp("fused") / "model_repository"
-    export_bundle(colour_bundle, repository, target=ExportTarget(Runtime.GPU, Precision.FP32))
+    export_bundle(colour_bundle, repository, target=ExportTarget(Runtime.GPU))
     return repository
 
 
