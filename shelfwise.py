@@ -174,9 +174,14 @@ def train_match_colours(
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, from `shelfwise train`.")],
     repository: RepositoryOption = REPOSITORY,
-    target: Annotated[str, typer.Option(help="What will run it: cpu, gpu (ONNX Runtime) or tensorrt.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="What will run it: cpu, gpu (ONNX Runtime; colours: torch) or tensorrt.")
+    ] = "cpu",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, bf16, int8, int8-dynamic, fp8; default fp32 on cpu, else fp16.")
+        str | None,
+        typer.Option(
+            help="fp32, fp16, bf16, int8, int8-dynamic, fp8; default fp32 on cpu, else fp16 (colours on gpu: bf16)."
+        ),
     ] = None,
     gpu: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")

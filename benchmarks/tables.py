@@ -7,61 +7,36 @@ a test compares it with the results. Each suite says in its own module how its t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from benchmarks.export.categorize import accuracy_table
+from benchmarks.export.match_colours import forms_table
+from benchmarks.export.speed import speed_table
+from benchmarks.growth.report import growth_table
+from benchmarks.markdown import Rows, provenance
+from benchmarks.quality.labels import labels_table
 from benchmarks.results import NOT_MEASURED, RESULTS, ROOT, read
+from benchmarks.serving import report as serving
+from benchmarks.serving.colours_report import colours_table
+from benchmarks.training.report import training_table
 
 README = ROOT / "README.md"
-Rows = list[dict[str, Any]]
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; numbers with three significant digits, None as nothing."""
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
-    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def cell(value: Any) -> str:
-    """One entry of a table."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "**no**"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
-
-
-def provenance(record: dict[str, Any]) -> str:
-    """Where figures come from, in a sentence."""
-    machine = record["machine"]
-    place = machine.get("gpu", f"{machine['cores']} cores of {machine['processor']}")
-    return f"Measured on {place} at {record['commit'][:10]}, {record['date'][:10]}."
 
 
 def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     """Name of a table in the README -> the file of results and how it is made from its rows."""
-    from benchmarks.export.categorize import accuracy_table
-    from benchmarks.export.match_colours import colours_table
-    from benchmarks.export.speed import speed_table
-    from benchmarks.growth.report import growth_table
-    from benchmarks.quality.labels import labels_table
-    from benchmarks.serving import report as serving
-    from benchmarks.training.report import training_table
-
     return {
         "serving-goals": ("serving", serving.goals_table),
         "serving-servers": ("serving", serving.servers_table),
         "serving-breakdown": ("serving", serving.breakdown_table),
+        "serving-colours": ("serving-colours", colours_table),
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
         "labels": ("labels", labels_table),
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),
-        "export-match-colours": ("export_match_colours", colours_table),
+        "export-match-colours": ("export_match_colours", forms_table),
     }
 
 

@@ -10,8 +10,9 @@ from training.bundle import load_bundle, system_of
 from training.colour_bundle import load_colour_bundle
 
 from .categorize import categorizer_system
-from .match_colours import colour_matcher_system
+from .match_colours import colour_matcher_system, colour_matcher_system_for_gpu
 from .onnx_graphs import ExportError
+from .precision import Runtime
 from .repository import SOURCE
 from .system import ExportReport, ExportTarget, ServedSystem, export_system
 
@@ -39,12 +40,15 @@ def export_bundle(
         export.parity.ParityError: a graph answers differently; nothing is published and the old version stays.
         catalogue.feed.FeedError: the feed is broken, or has no product to calibrate on.
     """
-    return export_system(_system(bundle_folder, feed), repository, target, progress=progress)
+    target = target or ExportTarget()
+    return export_system(_system(bundle_folder, feed, target), repository, target, progress=progress)
 
 
-def _system(bundle_folder: Path, feed: Feed | None) -> ServedSystem:
+def _system(bundle_folder: Path, feed: Feed | None, target: ExportTarget) -> ServedSystem:
     if system_of(bundle_folder) == "categorize":
         return categorizer_system(load_bundle(bundle_folder), bundle_folder, feed)
     if feed is not None:
         raise ExportError("match_colours is calibrated on the products in its bundle: leave the feed out")
-    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder)
+    if target.runtime is Runtime.GPU:
+        return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder)
+    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime)

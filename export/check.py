@@ -143,6 +143,11 @@ def _check_onnx(config: ModelConfig, path: Path) -> None:
                 raise RepositoryError(
                     f"{path} has no {kind} {entry.name}, which {CONFIG_FILE} names; it has {sorted(found)}"
                 )
+            if kind == "input" and entry.allow_ragged_batch and len(found[entry.name].shape) != 1:
+                raise RepositoryError(
+                    f"{path}: input {entry.name} has shape {found[entry.name].shape}; {CONFIG_FILE} allows ragged "
+                    "batches, which come in one dimension"
+                )
             dtype = _numpy_type(found[entry.name].type)
             name = DataType.Name(entry.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
             if np_to_triton_dtype(dtype) != name:

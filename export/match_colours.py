@@ -1,7 +1,9 @@
 """A colour matcher's bundle as a new version of the ensemble `match_colours`: one graph, gate, files, release.
 
-Both towers and the matcher are one ONNX graph over rectangular batches, products of one shape, with numbers of photos
-and labels that vary from request to request; the parity gate runs on real products of several shapes.
+Both towers and the matcher are one ONNX graph over ragged batches: photos and labels of all products one after the
+other, as Triton's ragged batching hands them over, and a mask that says how many of them each product has. The towers
+see every photo and label once and no padding; only the matcher works on a rectangle, as wide as the largest product.
+The parity gate runs on real products, each alone and all in one batch.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 import catalogue.colour_labels
 import catalogue.images
@@ -26,46 +31,89 @@ from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
 from training.colour_bundle import ColourMatcherBundle
 
-from .onnx_graphs import EXAMPLE_ROWS, GraphSpec
-from .system import ServedSystem
+from . import fused_colour_matcher
+from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
+from .onnx_graphs import ExportError, GraphSpec
+from .precision import Precision, Runtime
+from .repository import SOURCE, read_config
+from .system import ServedSystem, TorchModel
 
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
-# Photos and labels of a product: least, usual, and most (what prepare_colours lets through).
-AXIS_RANGES = {"images": (1, 8, 128), "labels": (1, 16, 256)}
+EXAMPLE_SIZES = ((2, 3), (4, 7))  # photos and labels of the products that the exporter sees
+EXAMPLE_PHOTOS, EXAMPLE_LABELS = (sum(side) for side in zip(*EXAMPLE_SIZES, strict=True))
+# Photos and labels that a batch has room for, for each product; the last is all that prepare_colours lets through.
+# Triton batches products that take the same room. Few, so that most products meet; more than one, so that a product of
+# a hundred photos does not make room for itself in thirty small ones.
+ROOMS = ((16, 32), (64, 128), (128, 256))
+PRODUCTS = (1, 8, 32)  # of a batch: least, usual, most
+USUAL_PHOTOS, USUAL_LABELS = 4, 8
 
 
 class ServedColourMatcher(nn.Module):
-    """A colour matcher over products of one shape, with probabilities as its answer."""
+    """A colour matcher over ragged batches in Triton's form, with probabilities as its answer.
 
-    def __init__(self, model: ColourMatcher) -> None:
+    Args:
+        model: the trained matcher.
+        trim: compute on what the largest product and the longest label of the batch need, not on all there is room for.
+            Such sizes are known only when a batch is there, which ONNX Runtime takes and TensorRT does not.
+    """
+
+    def __init__(self, model: ColourMatcher, *, trim: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.trim = trim
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Matches B products of n photos and m labels each.
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pair_present: Tensor) -> Tensor:
+        """Matches B products with N photos and M labels in all.
 
         Args:
-            pixel_values: [B, n, H, W, 3] uint8.
-            input_ids, attention_mask: [B, m, L] int64.
+            pixel_values: [N * H * W * 3] uint8, the photos of one product after the other.
+            input_ids, attention_mask: [M * L] int64, their labels in the same order.
+            pair_present: [B, n, m] bool, true for the photos and labels that a product has, which are its first.
 
         Returns:
-            [B, n, m] float32, each photo's row sums to 1.
+            [B, n, m] float32, narrowed to the largest product when trimmed (no side below 2). The row of a photo that
+            is there sums to 1 over the labels that are; all else is 0.
         """
-        image_embeds = self.model.image_tower(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
-        label_embeds = self.model.label_tower(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
-        label_embeds = label_embeds.unflatten(0, input_ids.shape[:2])
-        photo_present = torch.ones_like(image_embeds[..., 0], dtype=torch.bool)
-        label_present = torch.ones_like(label_embeds[..., 0], dtype=torch.bool)
-        return self.model.head.padded(image_embeds, label_embeds, photo_present, label_present).softmax(-1)
+        tower, length = self.model.image_tower.config, self.model.label_tower.config.max_length
+        pixel_values = pixel_values.view(-1, tower.height, tower.width, 3)
+        input_ids, attention_mask = input_ids.view(-1, length), attention_mask.view(-1, length)
+        if self.trim:
+            longest = largest(attention_mask.sum(1), length)
+            input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
+        photos, photo_present = self.by_product(self.model.image_tower(pixel_values), pair_present.any(2))
+        labels, label_present = self.by_product(self.model.label_tower(input_ids, attention_mask), pair_present.any(1))
+        logits = self.model.head.padded(photos, labels, photo_present, label_present)
+        return logits.softmax(-1) * photo_present[:, :, None]
+
+    def by_product(self, embeds: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, D] one product after the other, which are there [B, n] bool -> [B, n', D] and [B, n'] bool."""
+        count = present.sum(1)
+        room = largest(count, present.shape[1]) if self.trim else present.shape[1]
+        place = torch.arange(room)
+        there = place < count[:, None]
+        return embeds[torch.where(there, (count.cumsum(0) - count)[:, None] + place, 0)], there
 
 
-def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path) -> ServedSystem:
-    """What there is to export of a colour matcher."""
-    asked = [real_inputs(bundle, group, labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+def largest(lengths: Tensor, limit: int) -> int:
+    """The largest of some lengths, at most limit; at least 2, since the exporter takes a length of 1 for a constant."""
+    found = cast(int, lengths.max().clamp(min=2).item())  # not int(), which would ask the exporter for its value
+    torch._check(found >= 2)  # the exporter has to know within what bounds a slice moves
+    torch._check(found <= limit)
+    return found
+
+
+def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path, runtime: Runtime) -> ServedSystem:
+    """What there is to export of a colour matcher for a runtime."""
+    products = [(group, labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+    together = [products[start : start + PRODUCTS[-1]] for start in range(0, len(products), PRODUCTS[-1])]
+    asked = [real_inputs(bundle, batch) for batch in [*([product] for product in products), *together]]
+    graph = colour_graph(bundle, trim=runtime is not Runtime.TENSORRT)
+    pixels, tokens = (graph.inputs[name] for name in ("pixel_values", "input_ids"))
     return ServedSystem(
         ensemble=ENSEMBLE,
-        graphs=[colour_graph(bundle)],
+        graphs=[graph],
         inputs=asked,
         calibration=asked,
         write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
@@ -74,26 +122,103 @@ def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path) -> S
             "trained_on": bundle.config.training.get("feed"),
             "stage": bundle.config.metrics.get("served"),
         },
-        axis_ranges=AXIS_RANGES,
+        axis_ranges={
+            "pixels": _totals(len(pixels) // EXAMPLE_PHOTOS, USUAL_PHOTOS, ROOMS[-1][0]),
+            "tokens": _totals(len(tokens) // EXAMPLE_LABELS, USUAL_LABELS, ROOMS[-1][1]),
+            "photos": (ROOMS[0][0], ROOMS[0][0], ROOMS[-1][0]),
+            "labels": (ROOMS[0][1], ROOMS[0][1], ROOMS[-1][1]),
+        },
     )
 
 
-def colour_graph(bundle: ColourMatcherBundle) -> GraphSpec:
-    """The ONNX model of a colour matcher."""
-    images, labels, tower = 3, 5, bundle.config.image_tower
-    tokens = torch.ones(EXAMPLE_ROWS, labels, bundle.config.label_tower.max_length, dtype=torch.int64)
+def colour_matcher_system_for_gpu(bundle: ColourMatcherBundle, bundle_folder: Path) -> ServedSystem:
+    """What there is to export where the fused matcher serves: a Python model with the graph's inputs and outputs.
+
+    Raises:
+        ExportError: the fused matcher does not have this one.
+    """
+    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU)
+    [graph] = system.graphs
+    try:
+        bundle.model.head.matcher.packed_weights()
+    except ValueError as error:
+        raise ExportError(f"colour_matcher: the fused matcher cannot serve it: {error}") from error
+    config = read_config(graph.name)
+    for tensor in config.input:
+        tensor.allow_ragged_batch = True  # requests come one by one: no need to agree in the mask either
+    config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+    return replace(
+        system,
+        graphs=[],
+        torch_models=[
+            TorchModel(graph, lambda folder, precision: _write_fused(bundle, folder, precision), _run_fused, config)
+        ],
+        precisions=(Precision.BF16, Precision.FP32),  # of the kernel's matrices
+    )
+
+
+def _write_fused(bundle: ColourMatcherBundle, folder: Path, precision: Precision) -> None:
+    """model.py, the modules that it imports, and the network."""
+    shutil.copyfile(SOURCE / "colour_matcher" / "fused_model.py", folder / "model.py")
+    shutil.copyfile(fused_colour_matcher.__file__, folder / Path(fused_colour_matcher.__file__).name)
+    for package, modules in SERVED_MODULES.items():
+        (folder / package).mkdir()
+        for module in modules:
+            shutil.copyfile(SOURCE.parent / package / f"{module}.py", folder / package / f"{module}.py")
+    save_fused(folder, bundle.model, {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}[precision])
+
+
+def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The answers of a written fused matcher on the CPU to a batch in the graph's form, in the graph's room."""
+    fused = load_fused(folder, torch.device("cpu"))
+    tower, length = fused.model.image_tower.config, fused.model.label_tower.config.max_length
+    present = inputs["pair_present"]
+    sizes = [(int(product[:, 0].sum()), int(product[0].sum())) for product in present]
+    answers = fused(
+        inputs["pixel_values"].view(-1, tower.height, tower.width, 3),
+        inputs["input_ids"].view(-1, length),
+        inputs["attention_mask"].view(-1, length),
+        sizes,
+    )
+    room = [max(2, *side) for side in zip(*sizes, strict=True)]
+    probability = np.zeros((len(sizes), *room), np.float32)
+    for product, answer, (n, m) in zip(probability, answers, sizes, strict=True):
+        product[:n, :m] = answer
+    return {"probability": probability}
+
+
+def colour_graph(bundle: ColourMatcherBundle, *, trim: bool = True) -> GraphSpec:
+    """The ONNX model of a colour matcher; `trim` as in `ServedColourMatcher`."""
+    tower = bundle.config.image_tower
+    tokens = torch.ones(EXAMPLE_LABELS * bundle.config.label_tower.max_length, dtype=torch.int64)
     return GraphSpec(
         "colour_matcher",
-        ServedColourMatcher(bundle.model),
+        ServedColourMatcher(bundle.model, trim=trim),
         {
-            "pixel_values": torch.zeros(EXAMPLE_ROWS, images, tower.height, tower.width, 3, dtype=torch.uint8),
+            "pixel_values": torch.zeros(EXAMPLE_PHOTOS * tower.height * tower.width * 3, dtype=torch.uint8),
             "input_ids": tokens,
             "attention_mask": tokens.clone(),
+            "pair_present": pair_present(EXAMPLE_SIZES),
         },
         ["probability"],
-        dynamic_axes={"pixel_values": {1: "images"}, "input_ids": {1: "labels"}, "attention_mask": {1: "labels"}},
+        dynamic_axes={
+            "pixel_values": {0: "pixels"},
+            "input_ids": {0: "tokens"},
+            "attention_mask": {0: "tokens"},
+            "pair_present": {1: "photos", 2: "labels"},
+        },
         choices=["probability"],
     )
+
+
+def pair_present(sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """The mask [B, n, m] of products of the given numbers of photos and labels, in the room that they need."""
+    photos, labels = (max(side) for side in zip(*sizes, strict=True))
+    room = next(room for room in ROOMS if photos <= room[0] and labels <= room[1])
+    present = torch.zeros(len(sizes), *room, dtype=torch.bool)
+    for product, (n, m) in zip(present, sizes, strict=True):
+        product[:n, :m] = True
+    return present
 
 
 def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[list[str]]:
@@ -103,13 +228,17 @@ def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[l
     return [own, [*own, *(colour for colour in every if colour not in own)]]
 
 
-def real_inputs(bundle: ColourMatcherBundle, group: Sequence[Product], labels: Sequence[str]) -> dict[str, Tensor]:
-    """A product with the given labels as the graph takes it: pixel_values [1, n, H, W, 3], token ids [1, m, L]."""
+def real_inputs(
+    bundle: ColourMatcherBundle, asked: Sequence[tuple[Sequence[Product], Sequence[str]]]
+) -> dict[str, Tensor]:
+    """Products, each with its photos and labels, in one batch as the graph takes it."""
     tower = bundle.config.image_tower
-    pixels = np.stack([decode_image(product.images[0], tower.height, tower.width) for product in group])
-    input_ids, attention_mask = encode(bundle.tokenizer, clean_labels(labels))
-    tensors = {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": attention_mask}
-    return {name: torch.from_numpy(array)[None] for name, array in tensors.items()}
+    photos = [product.images[0] for products, _ in asked for product in products]
+    pixels = np.stack([decode_image(photo, tower.height, tower.width) for photo in photos])
+    tokens = encode(bundle.tokenizer, [label for _, labels in asked for label in clean_labels(labels)])
+    flat = dict(zip(("pixel_values", "input_ids", "attention_mask"), (pixels, *tokens), strict=True))
+    tensors = {name: torch.from_numpy(array).flatten() for name, array in flat.items()}
+    return tensors | {"pair_present": pair_present([(len(products), len(labels)) for products, labels in asked])}
 
 
 def readiness_request(group: Sequence[Product]) -> dict[str, list[str]]:
@@ -120,12 +249,22 @@ def readiness_request(group: Sequence[Product]) -> dict[str, list[str]]:
     }
 
 
+def _totals(elements: int, usual: int, most: int) -> tuple[int, int, int]:
+    """Least, usual and largest length of a ragged input, of which a photo or label has so many elements."""
+    return elements, PRODUCTS[1] * usual * elements, PRODUCTS[2] * most * elements
+
+
 def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     prepare = path("prepare_colours")
     shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
     shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
     tower = bundle.config.image_tower
-    sizes = {"height": tower.height, "width": tower.width, "max_length": bundle.config.label_tower.max_length}
+    sizes = {
+        "height": tower.height,
+        "width": tower.width,
+        "max_length": bundle.config.label_tower.max_length,
+        "rooms": ROOMS,
+    }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
     shutil.copyfile(models.assignment.__file__, path("assign_colours") / "assignment.py")

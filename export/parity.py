@@ -106,8 +106,8 @@ def run_torch(graph: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, np.nd
     """Every output [N, …] of the PyTorch module on `inputs`."""
     module = graph.module.eval()
     parts = []
-    for start in range(0, len(inputs[next(iter(graph.inputs))]), TORCH_BATCH):
-        output = module(*(inputs[name][start : start + TORCH_BATCH] for name in graph.inputs))
+    for batch in split_rows({name: inputs[name] for name in graph.inputs}, TORCH_BATCH):
+        output = module(*batch.values())
         parts.append(output if isinstance(output, tuple) else (output,))
     columns = zip(*parts, strict=True)
     return {name: torch.cat(column).numpy() for name, column in zip(graph.outputs, columns, strict=True)}
@@ -125,18 +125,28 @@ def run_onnx(
     if exact:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    rows = len(next(iter(inputs.values())))
     parts = [
-        session.run(outputs, {name: tensor[start : start + PARITY_BATCH].numpy() for name, tensor in inputs.items()})
-        for start in range(0, rows, PARITY_BATCH)
+        session.run(outputs, {name: tensor.numpy() for name, tensor in batch.items()})
+        for batch in split_rows(inputs, PARITY_BATCH)
     ]
     return {name: np.concatenate(column) for name, column in zip(outputs, zip(*parts, strict=True), strict=True)}
+
+
+def split_rows(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+    """A batch in parts of so many rows; whole when its inputs are of different lengths, as a ragged batch's are."""
+    lengths = {len(tensor) for tensor in inputs.values()}
+    step = rows if len(lengths) == 1 else max(lengths)
+    return [
+        {name: tensor[start : start + step] for name, tensor in inputs.items()}
+        for start in range(0, max(lengths), step)
+    ]
 
 
 def compare(output: str, expected: np.ndarray, found: np.ndarray, *, choice: bool = False) -> OutputParity:
     """Compares one output, [N, …] each.
 
-    `choice`: the arg-max over the last axis is an answer, so its agreement is counted beside the other figures.
+    `choice`: the arg-max over the last axis is an answer wherever not all is zero, so its agreement is counted beside
+    the other figures.
 
     Raises:
         ParityError: shape or type differ.
@@ -150,7 +160,7 @@ def compare(output: str, expected: np.ndarray, found: np.ndarray, *, choice: boo
         return OutputParity(output, rows, decisions=rows, agreement=float(np.mean(expected[:, 0] == found[:, 0])))
     decided = {}
     if choice:
-        same = expected.argmax(-1) == found.argmax(-1)
+        same = (expected.argmax(-1) == found.argmax(-1))[expected.any(-1)]  # all zeros: padding of a smaller product
         decided = {"decisions": same.size, "agreement": float(same.mean())}
     # A single number has no direction within its row: there the cosine is taken over all rows.
     a, b = (array.reshape(rows, -1).astype(np.float64) for array in (expected, found))

@@ -85,13 +85,13 @@ class LoweredGraph:
     runnable: Path
 
 
-def choose_precision(target: Runtime, precision: Precision | None) -> Precision:
-    """The precision asked for, or the target's default.
+def choose_precision(target: Runtime, precision: Precision | None, of_system: Sequence[Precision] = ()) -> Precision:
+    """The precision asked for, or the default: that of the system where it has its own, else the target's.
 
     Raises:
         ExportError: the target cannot run it.
     """
-    allowed = ALLOWED[target]
+    allowed = of_system or ALLOWED[target]
     if precision is None:
         return allowed[0]
     if precision not in allowed:

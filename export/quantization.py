@@ -33,6 +33,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from .onnx_graphs import ExportError
+from .parity import split_rows
 
 CALIBRATION_BATCH = 8
 MATRIX_PRODUCTS = ("MatMul", "Gemm")
@@ -156,9 +157,9 @@ class _Calibration(CalibrationDataReader):
 
     def __init__(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         self._batches = [
-            {name: tensor[start : start + CALIBRATION_BATCH].numpy() for name, tensor in batch.items()}
+            {name: tensor.numpy() for name, tensor in part.items()}
             for batch in batches
-            for start in range(0, min(len(tensor) for tensor in batch.values()), CALIBRATION_BATCH)
+            for part in split_rows(batch, CALIBRATION_BATCH)
         ]
         self._rest = iter(self._batches)
 

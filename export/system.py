@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from google.protobuf import text_format
 from torch import Tensor
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -28,6 +29,23 @@ from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
 
 REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A model that a Python model serves in PyTorch, on a GPU: what a graph has no operator for.
+
+    Args:
+        graph: the same as a module, in float32: its name, inputs and outputs, and what to compare with.
+        write: writes model.py, all that it imports and its weights to a folder, to compute in a precision.
+        run: every output on a batch of inputs, of what was written to a folder, on the CPU.
+        config: the model's configuration.
+    """
+
+    graph: GraphSpec
+    write: Callable[[Path, Precision], None]
+    run: Callable[[Path, Mapping[str, Tensor]], dict[str, np.ndarray]]
+    config: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,8 @@ class ServedSystem:
         axis_ranges: smallest, most frequent and largest length of dynamic axes other than the batch, by name.
         fused: the step of the ensemble that is all graphs as one ONNX file. For TensorRT every graph is a step of its
             own in its place. None: the graphs are the ensemble's steps.
+        torch_models: its models that PyTorch serves, instead of a graph.
+        precisions: what it can be served in, its default first; what the runtime can when empty.
     """
 
     ensemble: str
@@ -56,6 +76,8 @@ class ServedSystem:
     release: Mapping[str, Any]
     axis_ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     fused: str | None = None
+    torch_models: Sequence[TorchModel] = ()
+    precisions: Sequence[Precision] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +131,7 @@ def export_system(
         export.repository.RepositoryError: the repository cannot take the version.
     """
     target = target or ExportTarget()
-    precision = choose_precision(target.runtime, target.precision)
+    precision = choose_precision(target.runtime, target.precision, system.precisions)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
     chain = Chain(system.graphs, system.inputs)
@@ -179,6 +201,22 @@ def export_system(
         else:
             for name, summary in summaries.items():
                 (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+        for model in system.torch_models:
+            name = model.graph.name
+            progress(f"{name}: a Python model, {precision}")
+            folder = staged.path(name)
+            model.write(folder, precision)
+            parity = _check_torch_model(model, folder, chain.expected, precision)
+            (folder / CONFIG_FILE).write_text(text_format.MessageToString(model.config))
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            summary = {
+                "precision": precision.value,
+                "parity": [asdict(output) for output in parity],
+                "parity_measured_on": "cpu",
+                "bytes": size,
+            }
+            (folder / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            report.parity[name], report.precision[name], report.bytes[name] = parity, precision.value, size
         progress("the Python models' files")
         system.write_files(staged.path)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
@@ -271,6 +309,27 @@ def _check_plan(
     missed = failures(parity, LIMITS[precision])
     if missed:
         raise ParityError(f"{graph.name}: the TensorRT plan differs from PyTorch: {'; '.join(missed)}")
+    return parity
+
+
+def _check_torch_model(
+    model: TorchModel, folder: Path, batches: Sequence[Mapping[str, Tensor]], precision: Precision
+) -> list[OutputParity]:
+    """The parity gate for what PyTorch serves: as written, against the module in float32."""
+    comparisons = []
+    for batch in batches:
+        inputs = {name: batch[name] for name in model.graph.inputs}
+        expected, found = run_torch(model.graph, inputs), model.run(folder, inputs)
+        comparisons.append(
+            [
+                compare(name, expected[name], found[name], choice=name in model.graph.choices)
+                for name in model.graph.outputs
+            ]
+        )
+    parity = worst(comparisons)
+    missed = failures(parity, LIMITS[precision])
+    if missed:
+        raise ParityError(f"{model.graph.name}: the Python model differs from PyTorch: {'; '.join(missed)}")
     return parity
 
 

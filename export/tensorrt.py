@@ -23,6 +23,7 @@ from torch import Tensor
 from catalogue.atomic import atomic_file
 
 from .onnx_graphs import ExportError
+from .parity import split_rows
 from .plans import TENSORRT, TENSORRT_RTX, PlanRecord
 
 PLAN_FILE = "model.plan"
@@ -101,7 +102,7 @@ def build_plan(
     Args:
         builder: from `plan_builder`.
         compute_capability: one of the builder's.
-        onnx_file: as exported; the first axis of every input is the batch.
+        onnx_file: as exported; the first axis of an input is the batch, unless `axis_ranges` has its name.
         plan: the file to write.
         batch_sizes: smallest, most frequent and largest batch that will be served.
         precision: for the record.
@@ -123,9 +124,12 @@ def build_plan(
     profile = trt_builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        ranges = [batch_sizes]
-        for axis, size in list(enumerate(tuple(tensor.shape)))[1:]:
+        ranges = []
+        for axis, size in enumerate(tuple(tensor.shape)):
             name = tensor.get_dimension_name(axis)
+            if axis == 0 and name not in (axis_ranges or {}):
+                ranges.append(batch_sizes)
+                continue
             if size < 0 and name not in (axis_ranges or {}):
                 raise ExportError(f"{onnx_file}: axis {axis} ({name}) of {tensor.name} varies, within no stated range")
             ranges.append((size, size, size) if size >= 0 else (axis_ranges or {})[name])
@@ -176,8 +180,8 @@ def run_plan(
     context = engine.create_execution_context()
     stream = torch.cuda.current_stream()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
-    for start in range(0, len(next(iter(inputs.values()))), batch):
-        tensors = {name: tensor[start : start + batch].cuda().contiguous() for name, tensor in inputs.items()}
+    for part in split_rows(inputs, batch):
+        tensors = {name: tensor.cuda().contiguous() for name, tensor in part.items()}
         for name, tensor in tensors.items():
             context.set_input_shape(name, tuple(tensor.shape))
             context.set_tensor_address(name, tensor.data_ptr())

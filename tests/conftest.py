@@ -121,6 +121,18 @@ def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def fused_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour matcher exported for a GPU: a Python model with the fused matcher, which runs in torch on a CPU."""
+    from export.bundles import export_bundle
+    from export.precision import Runtime
+    from export.system import ExportTarget
+
+    repository = tmp_path_factory.mktemp("fused") / "model_repository"
+    export_bundle(colour_bundle, repository, target=ExportTarget(Runtime.GPU))
+    return repository
+
+
+@pytest.fixture(scope="session")
 def colour_server(colour_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A running Triton on the exported colour matcher, on free ports of localhost."""
     from serving.server import TritonServer

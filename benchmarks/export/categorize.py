@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.export.forms import PACKAGES, lowered_forms
+from benchmarks.markdown import markdown
 from benchmarks.results import write
 from catalogue.feed import detect_preset, open_feed
 from export.categorize import CALIBRATION_PRODUCTS, PARITY_PRODUCTS, categorizer_graphs, real_inputs, whole_products
@@ -102,8 +103,6 @@ def _line(row: Row) -> str:
 
 def accuracy_table(rows: Sequence[Row]) -> str:
     """The README's table of forms."""
-    from benchmarks.tables import markdown
-
     lines = [
         [
             row["variant"],

@@ -8,7 +8,7 @@ SHELFWISE_COLOUR_BUNDLE and SHELFWISE_COLOUR_FEED name a bundle and the feed it 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from benchmarks.demo_colours import HeldOutProduct, held_out_products
 from benchmarks.export.forms import PACKAGES, lowered_forms
+from benchmarks.markdown import Rows, markdown
 from benchmarks.results import write
 from catalogue.product import Product
 from export.chain import Chain
 from export.match_colours import colour_graph, colour_matcher_system, real_inputs
 from export.onnx_graphs import file_bytes
 from export.parity import run_torch
+from export.precision import Runtime
 from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
 from training.colour_metrics import colour_report
 
@@ -38,16 +40,16 @@ def main(quick: bool, output: Path) -> None:
         print(f"match_colours: not measured; set {' and '.join(VARIABLES)}", flush=True)
         return
     bundle = load_colour_bundle(Path(bundle_folder))
-    system = colour_matcher_system(bundle, Path(bundle_folder))
+    system = colour_matcher_system(bundle, Path(bundle_folder), Runtime.CPU)
     graph = colour_graph(bundle)
     chain = Chain([graph], system.inputs)
     products = held_out_products(Path(feed_file))[: 100 if quick else None]
     asked = [_inputs(bundle, product) for product in products]
-    expected = [run_torch(graph, one)["probability"][0] for one in asked]
+    expected = _own(products, (run_torch(graph, one)["probability"][0] for one in asked))
     rows = [_row("PyTorch float32", products, expected)]
     with lowered_forms(graph, chain, chain.inputs(graph)) as forms:
         for form, lowered, path in forms:
-            found = _answers(lowered.runnable, asked, exact=form.exact)
+            found = _own(products, _answers(lowered.runnable, asked, exact=form.exact))
             row = _row(form.name, products, found)
             same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(expected, found, strict=True)])
             row |= {"agreement": round(float(same.mean()), 5), "kept_in_float32": lowered.kept}
@@ -59,16 +61,23 @@ def main(quick: bool, output: Path) -> None:
 
 def _inputs(bundle: ColourMatcherBundle, product: HeldOutProduct) -> dict[str, Tensor]:
     photos = [Product("", (image,), "", (), {}, "test") for image in product.images]
-    return real_inputs(bundle, photos, product.labels)
+    return real_inputs(bundle, [(photos, product.labels)])
 
 
 def _answers(path: Path, asked: Sequence[Mapping[str, Tensor]], *, exact: bool) -> list[np.ndarray]:
-    """Probabilities [n, m] of every product."""
+    """Probabilities of every product in the graph's room, [n', m'] with n' ≥ n and m' ≥ m."""
     options = onnxruntime.SessionOptions()
     if exact:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return [session.run(None, {name: tensor.numpy() for name, tensor in one.items()})[0][0] for one in asked]
+
+
+def _own(products: Sequence[HeldOutProduct], answers: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Of each answer the part [n, m] that is about the product."""
+    return [
+        answer[: len(product.images), : len(product.labels)] for product, answer in zip(products, answers, strict=True)
+    ]
 
 
 def _row(variant: str, products: Sequence[HeldOutProduct], answers: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -77,10 +86,8 @@ def _row(variant: str, products: Sequence[HeldOutProduct], answers: Sequence[np.
     return {"graph": "colour_matcher", "variant": variant, **asdict(report)}
 
 
-def colours_table(rows: Sequence[dict[str, Any]]) -> str:
+def forms_table(rows: Rows) -> str:
     """The README's table of forms."""
-    from benchmarks.tables import markdown
-
     lines = []
     for row in rows:
         lines.append(

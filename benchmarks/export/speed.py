@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.export.categorize import bundle_and_feed
 from benchmarks.export.forms import FORMS, PACKAGES, Form
+from benchmarks.markdown import markdown
 from benchmarks.results import NOT_MEASURED, RESULTS, read, write
 from catalogue.feed import detect_preset, open_feed
 from export.categorize import CALIBRATION_PRODUCTS, categorizer_graphs, real_inputs, whole_products
@@ -116,8 +117,6 @@ def _times(calls: dict[tuple[str, int], Call], rounds: int) -> dict[tuple[str, i
 
 def speed_table(rows: Sequence[Row]) -> str:
     """The README's table of times."""
-    from benchmarks.tables import markdown
-
     (base,) = (row["batch_8"]["median_ms"] for row in rows if row["variant"] == "CPU fp32")
     lines = []
     for row in rows:

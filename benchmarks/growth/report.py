@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import Rows, markdown, provenance
 from benchmarks.results import read
-from benchmarks.tables import Rows, markdown, provenance
 
 
 def growth_table(rows: Rows) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import matcher_rivals
 from benchmarks.kernels.label_kl import Timing, graph_of, not_measured, reason, time_calls
 from benchmarks.results import NOT_MEASURED, write
 from kernels import reference_matcher
@@ -103,17 +104,17 @@ def random_weights(device: str) -> MatcherWeights:
     return MatcherWeights.pack(units, torch.bfloat16)
 
 
-def rounded(unit: UnitWeights) -> UnitWeights:
-    """A unit in bfloat16, as the rivals run it."""
+def rounded(unit: UnitWeights, dtype: torch.dtype = torch.bfloat16) -> UnitWeights:
+    """A unit in bfloat16 or float16, as the rivals run it."""
 
     def update(weights: UpdateWeights) -> UpdateWeights:
-        return UpdateWeights(*(tensor.bfloat16() for tensor in vars(weights).values()))
+        return UpdateWeights(*(tensor.to(dtype) for tensor in vars(weights).values()))
 
     fields = dict(vars(unit))
     cross_update = fields.pop("cross_update")
     self_update = update(fields.pop("self_update"))
     return UnitWeights(
-        **{name: tensor.bfloat16() for name, tensor in fields.items()},
+        **{name: tensor.to(dtype) for name, tensor in fields.items()},
         self_update=self_update,
         cross_update=None if cross_update is None else update(cross_update),
     )
@@ -213,6 +214,17 @@ def on_padded(function: Callable[..., Tensor]) -> Callable[[list[Inputs]], list[
     return lambda sets: [lambda x=x: function(x.units, *x.padded) for x in sets]  # type: ignore[misc]
 
 
+def through(rival: Callable[..., list[Callable[[], Tensor]]], **options: Any) -> Callable[[list[Inputs]], Any]:
+    """A runtime of `matcher_rivals` bound to every set's rectangular batch, in float16."""
+
+    def make(sets: list[Inputs]) -> list[Callable[[], Tensor]]:
+        units = [rounded(unit, torch.float16) for unit in sets[0].weights.units]
+        padded = [(x.padded[0].half(), x.padded[1].half(), *x.padded[2:]) for x in sets]
+        return rival(padded_matcher, units, padded, **options)
+
+    return make
+
+
 def compiled(**options: Any) -> Callable[[list[Inputs]], list[Callable[[], Tensor]]]:
     """Through torch.compile; CUDA graphs are captured by this benchmark, for every variant alike."""
     return on_padded(torch.compile(padded_matcher, dynamic=False, options={"max_autotune": True, **options}))
@@ -246,6 +258,14 @@ VARIANTS = (
         lambda: compiled(max_autotune_gemm_backends="TRITON"),
         in_quick=False,
     ),
+    # ONNX Runtime launches on a stream of its own choice while torch captures: it has its own CUDA graphs.
+    Variant("ONNX Runtime CUDA, padded", lambda: through(matcher_rivals.onnx_runtime, cuda_graph=False), ("eager",)),
+    Variant(
+        "ONNX Runtime CUDA, its CUDA graph, padded",
+        lambda: through(matcher_rivals.onnx_runtime, cuda_graph=True),
+        ("eager",),
+    ),
+    Variant("TensorRT, padded", lambda: through(matcher_rivals.tensorrt)),
 )
 
 

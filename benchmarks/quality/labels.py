@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks import results
-from benchmarks.tables import markdown
+from benchmarks.markdown import markdown
 from catalogue.feed import detect_preset, open_feed
 from catalogue.product import SPLITS
 from catalogue.sample import generate_sample

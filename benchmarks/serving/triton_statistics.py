@@ -44,14 +44,18 @@ def read(url: str) -> dict[str, Totals]:
     return totals
 
 
-def steps(repository: Path) -> list[str]:
-    """The models behind the ensemble, in order."""
-    config = next(config for config in model_configs(repository) if is_ensemble(config) and config.name == ENSEMBLE)
+def steps(repository: Path, ensemble: str = ENSEMBLE) -> list[str]:
+    """The models behind an ensemble, in order."""
+    config = next(config for config in model_configs(repository) if is_ensemble(config) and config.name == ensemble)
     return [step.model_name for step in config.ensemble_scheduling.step]
 
 
 def breakdown(
-    before: dict[str, Totals], after: dict[str, Totals], order: list[str], caller_ms: float
+    before: dict[str, Totals],
+    after: dict[str, Totals],
+    order: list[str],
+    caller_ms: float,
+    ensemble: str = ENSEMBLE,
 ) -> list[dict[str, float | str]]:
     """Milliseconds of a mean request in every step between two readings, then in what surrounds the steps.
 
@@ -59,6 +63,7 @@ def breakdown(
         before, after: from `read`.
         order: the steps, from `steps`.
         caller_ms: what callers waited, on average.
+        ensemble: which one they asked.
 
     Returns:
         A row a step: step, queue_ms, input_ms, infer_ms, output_ms, mean_batch; then the rows "ensemble" and
@@ -67,7 +72,7 @@ def breakdown(
     Raises:
         ValueError: no request was answered in between.
     """
-    requests = after[ENSEMBLE].requests - before[ENSEMBLE].requests
+    requests = after[ensemble].requests - before[ensemble].requests
     if requests < 1:
         raise ValueError("no request was answered between the two readings")
     rows: list[dict[str, float | str]] = []
@@ -78,7 +83,7 @@ def breakdown(
         batches = max(1, now.batches - then.batches)
         rows.append({"step": step, **parts, "mean_batch": (now.requests - then.requests) / batches})
         inside += (now.whole - then.whole) / requests / 1e6
-    whole = (after[ENSEMBLE].whole - before[ENSEMBLE].whole) / requests / 1e6
+    whole = (after[ensemble].whole - before[ensemble].whole) / requests / 1e6
     rows.append({"step": "ensemble", "other_ms": max(0.0, whole - inside)})
     rows.append({"step": "gRPC and client", "other_ms": max(0.0, caller_ms - whole)})
     return rows

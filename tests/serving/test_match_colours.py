@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from client import ColourMatch, InvalidInput, ShelfwiseClient, ShelfwiseError
 from export.match_colours import ServedColourMatcher, real_inputs
 from models.assignment import one_to_one
 from serving.readiness import check, model_configs, unexported_models
-from serving.server import TritonServer
+from serving.server import StartupError, TritonServer
 from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
 
 
@@ -71,7 +72,7 @@ def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBu
         products = list(sample)
         texts = [*labels(products), "plaid"]
         with torch.no_grad():
-            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, products, texts))[0].numpy()
+            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, [(products, texts)]))[0].numpy()
         matches = served.match_colours(images(products), texts)
         np.testing.assert_allclose(probabilities(matches), expected, atol=1e-4)
         assert [match.index for match in matches] == expected.argmax(1).tolist()
@@ -106,6 +107,36 @@ def test_products_of_any_size_at_once_are_answered_as_alone(
         together = list(pool.map(lambda request: probabilities(served.match_colours(*request)), requests))
     for found, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_products_of_different_sizes_are_one_batch_of_the_matcher(
+    start_server: Callable[..., TritonServer],
+    served: ShelfwiseClient,
+    colour_repository: Path,
+    bundle: ColourMatcherBundle,
+    tmp_path: Path,
+) -> None:
+    repository = tmp_path / "model_repository"
+    shutil.copytree(colour_repository, repository)
+    config = repository / "colour_matcher" / "config.pbtxt"
+    waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
+    assert "dynamic_batching { }" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    every = [product for sample in bundle.samples for product in sample]
+    sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
+    requests = [
+        (images((every * 2)[:n]), [f"{name} {place}" for place, name in enumerate(labels((every * 4)[:m]))])
+        for n, m in sizes
+    ]
+    server = start_server(repository)
+    with ShelfwiseClient(server.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda request: probabilities(client.match_colours(*request)), requests))
+    with triton.InferenceServerClient(server.url) as raw:
+        batches = raw.get_inference_statistics("colour_matcher").model_stats[0].batch_stats
+    assert [batch.batch_size for batch in batches] == [4]
+    for found, request, size in zip(together, requests, sizes, strict=True):
+        assert found.shape == size
+        np.testing.assert_allclose(found, probabilities(served.match_colours(*request)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +215,42 @@ def test_a_photo_that_cannot_be_decoded_fails_its_own_request_by_its_place(
         else:
             assert isinstance(answer, tuple), answer
             np.testing.assert_allclose(probabilities(answer), expected, atol=1e-5)
+
+
+def test_what_was_exported_for_a_gpu_answers_the_same_through_triton(
+    start_server: Callable[..., TritonServer],
+    served: ShelfwiseClient,
+    fused_repository: Path,
+    bundle: ColourMatcherBundle,
+    tmp_path: Path,
+) -> None:
+    """On the CPU, in the server's own Python with this environment's torch behind its packages."""
+    repository = tmp_path / "model_repository"
+    shutil.copytree(fused_repository, repository)
+    config, model = repository / "colour_matcher" / "config.pbtxt", repository / "colour_matcher" / "1" / "model.py"
+    assert "kind: KIND_GPU" in config.read_text()
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    packages = Path(torch.__file__).parents[1]
+    model.write_text(f"import sys\nsys.path.append({str(packages)!r})\n{model.read_text()}")
+    requests = [(images(list(sample)), labels(list(sample))) for sample in bundle.samples[:8]]
+    server = start_server(repository)
+    with ShelfwiseClient(server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda request: probabilities(client.match_colours(*request)), requests))
+    for found, request in zip(answers, requests, strict=True):
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+        # In bfloat16 here, in float32 there.
+        np.testing.assert_allclose(found, probabilities(served.match_colours(*request)), atol=0.1)
+
+
+def test_what_was_exported_for_a_gpu_says_which_package_the_server_lacks(
+    start_server: Callable[..., TritonServer], fused_repository: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "model_repository"
+    shutil.copytree(fused_repository, repository)
+    config = repository / "colour_matcher" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    with pytest.raises(StartupError, match=r"needs the Python package torch: install serving/requirements-gpu\.txt"):
+        start_server(repository)
 
 
 def test_command_prints_a_label_for_every_photo_and_draws_them(

@@ -94,6 +94,24 @@ def write_good_models(repository: Path) -> None:
     )
     save_onnx(
         repository,
+        "last_of_each",  # of a ragged batch: all rows' elements in one dimension, and how many each row has
+        [
+            helper.make_node("CumSum", ["length", "rows"], ["end"]),
+            helper.make_node("Sub", ["end", "one"], ["place"]),
+            helper.make_node("Gather", ["x", "place"], ["last"]),
+        ],
+        {"x": (FLOAT, ["elements"]), "length": (INT64, ["batch", 1])},
+        {"last": (FLOAT, ["batch", 1])},
+        weights={"rows": np.array(0, np.int64), "one": np.array(1, np.int64)},
+        config="""max_batch_size: 8
+        input { name: "x" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }
+        input { name: "length" data_type: TYPE_INT64 dims: 1 }
+        output { name: "last" data_type: TYPE_FP32 dims: 1 }
+        instance_group { count: 1 }
+        dynamic_batching { max_queue_delay_microseconds: 300000 preferred_batch_size: 4 }""",
+    )
+    save_onnx(
+        repository,
         "difference",
         [helper.make_node("Sub", ["minuend", "subtrahend"], ["difference"])],
         {"minuend": (FLOAT, ["batch", "n"]), "subtrahend": (FLOAT, ["batch", "n"])},
@@ -179,6 +197,22 @@ def test_waiting_requests_become_one_batch_and_get_their_own_rows(client: Infere
     assert client.get_inference_statistics("batching").model_stats[0].execution_count == before + 1
 
 
+def test_ragged_requests_become_one_batch_in_one_dimension(client: InferenceServerClient) -> None:
+    def last(values: list[list[float]]) -> np.ndarray:
+        x, length = np.array(values, np.float32), np.full((len(values), 1), len(values[0]), np.int64)
+        inputs = [infer_input("x", x, "FP32"), infer_input("length", length, "INT64")]
+        return client.infer("last_of_each", inputs, client_timeout=10).as_numpy("last")
+
+    asked = [[[1.0, 2.0]], [[3.0]], [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]]  # the last of two rows
+    with ThreadPoolExecutor(3) as callers:
+        answers = list(callers.map(last, asked))
+    batches = client.get_inference_statistics("last_of_each").model_stats[0].batch_stats
+    assert [batch.batch_size for batch in batches] == [4]
+    for answer, expected in zip(answers, ([[2.0]], [[3.0]], [[6.0], [9.0]]), strict=True):
+        np.testing.assert_array_equal(answer, expected)
+    np.testing.assert_array_equal(last([[1.0, 2.0, 3.0]]), [[3.0]])
+
+
 def test_bad_request_in_a_batch_fails_alone(client: InferenceServerClient) -> None:
     def look_up(index: int) -> np.ndarray | str:
         try:
@@ -260,6 +294,16 @@ REFUSALS: dict[str, tuple[Callable[[Path, str], object], str]] = {
             repository, name, config='max_batch_size: 8 input { name: "x" data_type: TYPE_FP32 dims: [ 4, 1 ] }'
         ),
         "specifies 3 dimensions",
+    ),
+    "ragged input of two dimensions": (
+        lambda repository, name: doubled(
+            repository,
+            name,
+            config="""max_batch_size: 8
+            input { name: "x" data_type: TYPE_FP32 dims: 4 allow_ragged_batch: true }
+            output { name: "y" data_type: TYPE_FP32 dims: 4 }""",
+        ),
+        r"expects model provides input with shape \[-1\]  for ragged input 'x', model provides \[-1, 4\]",
     ),
     "wrong type": (
         lambda repository, name: doubled(

@@ -1,6 +1,7 @@
 """assign_colours: probabilities [n, m] of labels for photos to one label a photo, none given twice.
 
-The assignment whose probability as a whole is largest, by scipy; assignment.py is copied here by the export.
+They come with the room that the largest product of a batch took, which is cut away here. The assignment is the one
+whose probability as a whole is largest, by scipy; assignment.py is copied here by the export.
 """
 
 import numpy as np
@@ -16,11 +17,16 @@ class TritonPythonModel:
         return [self.respond(request) for request in requests]
 
     def respond(self, request):
-        """The assignment of the products of one request."""
-        probability = pb_utils.get_input_tensor_by_name(request, "probability").as_numpy()
+        """The probabilities and the assignment of the products of one request, which are of one size."""
+        present = pb_utils.get_input_tensor_by_name(request, "pair_present").as_numpy()[0]
+        photos, labels = present[:, 0].sum(), present[0].sum()
+        probability = pb_utils.get_input_tensor_by_name(request, "probability").as_numpy()[:, :photos, :labels]
         if not np.isfinite(probability).all():
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("a probability is not a finite number"))
         assignment = np.stack([one_to_one(product) for product in probability])
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("probability", probability), pb_utils.Tensor("assignment", assignment)]
+            [
+                pb_utils.Tensor("probability", np.ascontiguousarray(probability)),
+                pb_utils.Tensor("assignment", assignment),
+            ]
         )

@@ -1,4 +1,4 @@
-"""prepare_colours: the photos and labels of products to pixels [n, H, W, 3] and token ids [m, L].
+"""prepare_colours: the photos and labels of products to pixels [n, H, W, 3], token ids [m, L], and how many there are.
 
 Labels are cleaned with an eye on all labels of their product, then tokenised; photos are decoded on the threads of a
 small pool. Both by the files that training used: the export copies catalogue/images.py and catalogue/colour_labels.py
@@ -16,10 +16,6 @@ from colour_labels import clean_labels  # Triton puts this folder on the import 
 from images import ImageError, decode_image
 from tokenizers import Tokenizer
 
-# What one request may ask for: the matcher weighs every pair, and its memory grows with photos x labels.
-MAX_PHOTOS = 128
-MAX_LABELS = 256
-
 
 class TritonPythonModel:
     """Prepares the products of all requests of a dynamic batch."""
@@ -30,6 +26,9 @@ class TritonPythonModel:
         sizes = json.loads((folder / "preprocessing.json").read_text())
         self.height, self.width = int(sizes["height"]), int(sizes["width"])
         self.max_length = int(sizes["max_length"])
+        # Photos and labels that a batch of the matcher has room for: [16, 32], say, and the last the most of a request,
+        # since the matcher weighs every pair and its memory grows with photos x labels.
+        self.rooms = sizes["rooms"]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         padding = self.tokenizer.padding or {"pad_id": 0, "pad_token": "[PAD]"}  # masked, so the id makes no difference
         self.tokenizer.enable_truncation(self.max_length)
@@ -40,7 +39,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response a request; the photos of all of them are decoded together."""
-        products = [Request(request) for request in requests]
+        products = [Request(request, *self.rooms[-1]) for request in requests]
         photos = [photo for product in products if not product.error for photo in product.photos()]
         decoded = iter(list(self.pool.map(self.decode, photos) if len(photos) > 1 else map(self.decode, photos)))
         return [self.respond(product, decoded) for product in products]
@@ -72,8 +71,16 @@ class TritonPythonModel:
                 pb_utils.Tensor("pixel_values", np.stack(photos).reshape(rows, n, self.height, self.width, 3)),
                 pb_utils.Tensor("input_ids", input_ids),
                 pb_utils.Tensor("attention_mask", attention_mask),
+                pb_utils.Tensor("pair_present", self.pair_present(rows, n, product.labels.shape[1])),
             ]
         )
+
+    def pair_present(self, rows, photos, labels):
+        """Where the pairs of `rows` equal products lie in the smallest room for them: bool [rows, room, room]."""
+        room = next(room for room in self.rooms if photos <= room[0] and labels <= room[1])
+        present = np.zeros((rows, *room), np.bool_)
+        present[:, :photos, :labels] = True
+        return present
 
     def finalize(self):
         """Called by Triton when the model is unloaded."""
@@ -83,7 +90,8 @@ class TritonPythonModel:
 class Request:
     """The products of one request, and what is wrong with them before any pixel is decoded ("" for nothing)."""
 
-    def __init__(self, request):
+    def __init__(self, request, max_photos, max_labels):
+        self.max_photos, self.max_labels = max_photos, max_labels
         self.images = pb_utils.get_input_tensor_by_name(request, "images").as_numpy()
         self.labels = pb_utils.get_input_tensor_by_name(request, "labels").as_numpy()
         self.texts = []
@@ -94,8 +102,8 @@ class Request:
         n, m = self.images.shape[1], self.labels.shape[1]
         if not n or n > m:
             return f"{n} images and {m} labels: give at least one image and as many labels as images"
-        if n > MAX_PHOTOS or m > MAX_LABELS:
-            return f"{n} images and {m} labels: at most {MAX_PHOTOS} images and {MAX_LABELS} labels are taken"
+        if n > self.max_photos or m > self.max_labels:
+            return f"{n} images and {m} labels: at most {self.max_photos} images and {self.max_labels} labels are taken"
         for row, labels in enumerate(self.labels):
             texts = []
             for place, label in enumerate(labels):

@@ -4,7 +4,8 @@ It serves `model.onnx` under the name, and with the configuration, of the offici
 (triton-inference-server/onnxruntime_backend, release 24.10 with ONNX Runtime 1.19.2), so that one repository runs
 under both: the same keys are read, the same parts of a configuration are completed, the same mistakes are refused.
 Where the installed ONNX Runtime knows more than 1.19.2 (newer IR and opset versions), what the official backend cannot
-load is refused here as well. A dynamic batch is one `session.run`: inputs are concatenated, outputs cut into views.
+load is refused here as well. A dynamic batch is one `session.run`: inputs are concatenated (those with
+`allow_ragged_batch` as one flat tensor, as the official backend does), outputs cut into views.
 
 Two differences, both deliberate: intra-op threads default to cores / instances rather than to all cores for every
 instance, and when a batch fails its requests are run one by one, so that only the bad one is answered with an error.
@@ -77,6 +78,7 @@ class TritonPythonModel:
         self.session = load_session(path, config, instance_count(config), device_of(args))
         check_tensors(config, self.session)
         self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.ragged = {tensor["name"] for tensor in config["input"] if tensor.get("allow_ragged_batch")}
         self.output_names = [tensor["name"] for tensor in config["output"]]
         self.run_options = ort.RunOptions()
         shrinkage = parameter(config, "memory.enable_memory_arena_shrinkage")
@@ -84,7 +86,7 @@ class TritonPythonModel:
             self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrinkage)
 
     def execute(self, requests):
-        feeds = [self.feed(request) for request in requests]
+        feeds, rows = zip(*(self.feed(request) for request in requests), strict=True)
         if len(requests) == 1 or not self.batched or not same_rows(feeds):
             return [self.respond_alone(feed) for feed in feeds]
         try:
@@ -93,21 +95,23 @@ class TritonPythonModel:
         except Exception:
             return [self.respond_alone(feed) for feed in feeds]  # the good requests must not fail with the bad one
         responses, start = [], 0
-        for feed in feeds:
-            stop = start + len(next(iter(feed.values())))
+        for count in rows:
+            stop = start + count
             responses.append(self.response([output[start:stop] for output in outputs]))
             start = stop
         return responses
 
     def feed(self, request):
-        """The request's tensors by name, as views of shared memory; optional inputs may be absent."""
-        feed = {}
+        """The request's tensors by name, as views of shared memory, and its rows; optional inputs may be absent."""
+        feed, rows = {}, 0
         for name in self.input_names:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is not None:
                 array = tensor.as_numpy()
+                rows = len(array) if array.ndim else 0
+                array = array.ravel() if name in self.ragged else array
                 feed[name] = text(array) if array.dtype == np.object_ else array
-        return feed
+        return feed, rows
 
     def run(self, feed):
         return self.session.run(self.output_names, feed, self.run_options)
@@ -323,6 +327,13 @@ def check_tensor(config, kind, tensor, provided, exact):
             f"'{name}', model provides {model_type}"
         )
     shape = dims_of(provided[name])
+    if tensor.get("allow_ragged_batch"):
+        if shape != [-1]:
+            raise pb_utils.TritonModelException(
+                f"unable to load model '{model}', configuration expects model provides input with shape [-1]  for "
+                f"ragged input '{name}', model provides {shape}"
+            )
+        return
     configured = tensor["reshape"].get("shape", []) if "reshape" in tensor else tensor["dims"]
     dims = [int(dim) for dim in configured]  # 64-bit numbers are strings in JSON
     if not shape:
