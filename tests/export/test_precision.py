@@ -141,7 +141,10 @@ def test_the_nodes_that_err_most_stay_in_float32_until_the_limits_hold(
 ) -> None:
     graph, path = exported(tmp_path)
     with torch.no_grad():
-        graph.module.convolution.weight[0] *= 300  # one channel drowns the others
+        # One channel drowns the others, and counts no more than they: the same function, hard to tell in 8 bits.
+        graph.module.get_parameter("convolution.weight")[0] *= 300
+        graph.module.get_parameter("convolution.bias")[0] *= 300
+        graph.module.get_parameter("layer.weight")[:, 0] /= 300
     export_onnx(graph, path)
     chain = Chain([graph], [pixels])
     strict = ParityLimits(min_cosine=0.9999, max_difference=0.01)
