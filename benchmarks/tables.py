@@ -45,6 +45,7 @@ def provenance(record: dict[str, Any]) -> str:
 def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     """Name of a table in the README -> the file of results and how it is made from its rows."""
     from benchmarks.growth.report import growth_table
+    from benchmarks.quality.colour_table import colours_table
     from benchmarks.quality.labels import labels_table
     from benchmarks.serving import report as serving
     from benchmarks.training.report import training_table
@@ -56,6 +57,7 @@ def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
         "labels": ("labels", labels_table),
+        "colours": ("colours", colours_table),
     }
 
 
