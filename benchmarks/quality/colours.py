@@ -263,6 +263,7 @@ def train_classifier(
     task: ColourClassifierTask, settings: ColourSettings, folder: Path, accelerator: Accelerator
 ) -> ColourClassifierTask:
     """Trains a classifier as the recipe trains its towers: as many epochs, in the same two rounds of rates."""
+    task.name = "classifier"  # a checkpoint a round
     fit(task, settings.contrastive, folder, accelerator)
     task.name = "classifier-tuned"
     fit(task, settings.joint.model_copy(update={"batch_size": settings.contrastive.batch_size}), folder, accelerator)
