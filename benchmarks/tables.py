@@ -15,6 +15,7 @@ from benchmarks.export.match_colours import forms_table
 from benchmarks.export.speed import speed_table
 from benchmarks.growth.report import growth_table
 from benchmarks.markdown import Rows, provenance
+from benchmarks.quality.colour_table import matching_table
 from benchmarks.quality.labels import labels_table
 from benchmarks.results import NOT_MEASURED, RESULTS, ROOT, read
 from benchmarks.serving import report as serving
@@ -37,6 +38,7 @@ def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),
         "export-match-colours": ("export_match_colours", forms_table),
+        "colours": ("colours", matching_table),
     }
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from catalogue.colour_groups import ColourGroup
 from catalogue.colour_labels import clean_labels
 from kernels.ragged import split_logits
-from models.colour_matcher import ColourMatcher, ColourTowers
+from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
 
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
 from .colour_metrics import ColourReport, colour_report
@@ -149,25 +149,35 @@ class ColourFrozenTask:
     name = "frozen"
 
     def __init__(self, matcher: ColourMatcher, products: FrozenProducts, evaluator: ColourEvaluator) -> None:
-        self.matcher = matcher
         self.model = matcher.head
         self.dataset = products
         self.evaluator = evaluator
+        self.label_tower = matcher.label_tower.eval()
+        self.label_embeds: dict[bytes, Tensor] = {}  # of the texts met so far: sellers' wordings come again and again
+        self.validation = evaluator.embed(matcher)
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing changes between epochs."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over each product's labels."""
-        with torch.no_grad():
-            label_embeds = self.matcher.label_tower.eval()(batch["input_ids"], batch["attention_mask"])
+        label_embeds = self._embed_labels(batch["input_ids"], batch["attention_mask"])
         lengths = (batch["cu_images"], batch["cu_labels"])
         logits = model(batch["image_embeds"], label_embeds[batch["label_index"]], *lengths)
         return matching_loss(logits, batch["answers"], *lengths), {}
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
-        return self.evaluator.report(self.matcher).flat()
+        return self.evaluator.head_report(self.model, *self.validation).flat()
+
+    @torch.no_grad()
+    def _embed_labels(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        texts = [row.tobytes() for row in input_ids.cpu().numpy()]
+        new = [row for row, text in enumerate(texts) if text not in self.label_embeds]
+        if new:
+            embeds = self.label_tower(input_ids[new], attention_mask[new])
+            self.label_embeds |= {texts[row]: embed for row, embed in zip(new, embeds, strict=True)}
+        return torch.stack([self.label_embeds[text] for text in texts])
 
 
 def matching_loss(logits: Tensor, answers: Tensor, cu_images: Tensor, cu_labels: Tensor) -> Tensor:
@@ -209,32 +219,42 @@ class ColourEvaluator:
 
     def report(self, model: ColourMatcher) -> ColourReport:
         """How well a matcher in evaluation mode does."""
-        device = model.image_tower.position.device
-        image_embeds = self._embed(model.image_tower)
-        batch = {name: tensor.to(device) for name, tensor in self.batch.items()}
-        lengths = (batch["cu_images"], batch["cu_labels"])
-        with torch.no_grad():
-            label_embeds = model.label_tower(batch["input_ids"], batch["attention_mask"])[batch["label_index"]]
-            logits = model.head(image_embeds.to(device), label_embeds, *lengths)
-        return self._report([part.softmax(1) for part in split_logits(logits.float(), *lengths)])
+        return self.head_report(model.head, *self.embed(model))
+
+    def head_report(self, head: ColourHead, image_embeds: Tensor, label_embeds: Tensor) -> ColourReport:
+        """How well a head in evaluation mode does on what `embed` gave."""
+        return self.measured(self.answers(head, image_embeds, label_embeds))
 
     def cosine_report(self, model: ColourTowers) -> ColourReport:
         """How well two towers do by cosine alone, each photo for itself."""
-        image_embeds = self._embed(model.image_tower)
+        image_embeds, label_embeds = self.embed(model)
         with torch.no_grad():
-            label_embeds = model.label_tower(self.batch["input_ids"], self.batch["attention_mask"])
-            cosines = model.scale * image_embeds @ label_embeds[self.batch["label_index"]].T
+            cosines = model.scale * image_embeds @ label_embeds.T
         images, labels = self.batch["cu_images"].tolist(), self.batch["cu_labels"].tolist()
         parts = zip(pairwise(images), pairwise(labels), strict=True)
-        return self._report([cosines[slice(*rows), slice(*columns)].softmax(1) for rows, columns in parts])
+        return self.measured(
+            [cosines[slice(*rows), slice(*columns)].softmax(1).cpu().numpy() for rows, columns in parts]
+        )
 
-    def _embed(self, tower: nn.Module) -> Tensor:
+    @torch.no_grad()
+    def embed(self, model: ColourMatcher | ColourTowers) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, D] of all photos and [M, D] of all labels by towers in evaluation mode, on their device."""
+        device = model.image_tower.position.device
         rows, place = np.unique(self.batch["photos"].numpy(), return_inverse=True)  # products share photos
-        return embed_photos(tower, self.examples, rows)[place]
+        texts = model.label_tower.eval()(*(self.batch[name].to(device) for name in ("input_ids", "attention_mask")))
+        return embed_photos(model.image_tower, self.examples, rows)[place].to(device), texts[self.batch["label_index"]]
 
-    def _report(self, probabilities: Sequence[Tensor]) -> ColourReport:
+    @torch.no_grad()
+    def answers(self, head: ColourHead, image_embeds: Tensor, label_embeds: Tensor) -> list[np.ndarray]:
+        """Of each product the probabilities [n, m] that a head gives."""
+        lengths = (self.batch["cu_images"], self.batch["cu_labels"])
+        logits = head(image_embeds, label_embeds, *(length.to(image_embeds.device) for length in lengths))
+        return [part.softmax(1).numpy() for part in split_logits(logits.float().cpu(), *lengths)]
+
+    def measured(self, answers: Sequence[np.ndarray]) -> ColourReport:
+        """The report of probabilities [n, m], product by product."""
         truths = (np.array(group.answers) for group in self.groups)
-        return colour_report(zip((part.cpu().numpy() for part in probabilities), truths, strict=True))
+        return colour_report(zip(answers, truths, strict=True))
 
 
 @torch.no_grad()

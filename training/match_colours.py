@@ -131,7 +131,8 @@ def train_colour_matcher(
     candidates = {"joint": matcher}
     if settings.frozen.epochs:
         tuned = copy.deepcopy(matcher)
-        embedded = frozen_products(tuned.image_tower, products, settings.views)
+        with accelerator.autocast():  # as the tower was trained
+            embedded = frozen_products(tuned.image_tower, products, settings.views)
         frozen = ColourFrozenTask(tuned, embedded, material.validation)
         scores["frozen"] = fit(frozen, settings.frozen, folder, accelerator)
         candidates["frozen"] = tuned

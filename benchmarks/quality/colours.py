@@ -1,37 +1,44 @@
 """Does looking at all photos and labels of a product help? The matcher beside a classifier, and without its parts.
 
 Three kinds of rows over the test products of a feed. Alone: a plain colour classifier (the matcher's image tower and a
-linear layer, trained for as many passes over the photos as the matcher's towers and joint stage together), used
-for each photo by itself. The recipe: what `shelfwise train match-colours` gives. Parts: heads of one budget and seed on
-the same frozen contrastive towers, the whole one and ones without a part; "labels as written" skips their cleaning in
-training and in the answer. Feeds: the real one where it is at hand, and the drawn one in Chinese and English.
+linear layer, trained for as many passes over the photos as the matcher's towers and joint stage together, at the same
+rates), used for each photo by itself. The recipe: what `shelfwise train match-colours` gives. Parts: heads of one
+budget on the same frozen contrastive towers, the whole one and ones without a part; "labels as written" skips their
+cleaning in training and in the answer. And how far the labels can be trusted (colour_limit.py). Feeds: the real one
+where it is at hand, and the drawn one in Chinese and English.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import results
+from benchmarks.quality.colour_limit import doubted_labels, repeated_photos
+from benchmarks.quality.colour_table import Row, matching_table, summary
+from catalogue.atomic import atomic_file
 from catalogue.colour_groups import ColourGroups
 from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
-from catalogue.feed import detect_preset, open_feed
-from models.colour_matcher import ColourHead, ColourMatcher
+from catalogue.feed import Feed, detect_preset, open_feed
+from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
 from models.colour_tower import ColourTower, small_colour_tower
 from models.matcher import MatcherConfig
+from training.colour_bundle import load_colour_bundle, save_colour_bundle
 from training.colour_examples import Clean, ColourPairs, ColourProducts
-from training.colour_metrics import ColourReport, colour_report
-from training.colour_tasks import ColourEvaluator, ColourFrozenTask, embed_photos
+from training.colour_tasks import ColourEvaluator, ColourFrozenTask, FrozenProducts, embed_photos
 from training.match_colours import (
     ColourMaterial,
     ColourSettings,
@@ -46,7 +53,7 @@ RUNS = results.ROOT / "runs" / "benchmarks" / "colours"
 DATA = Path(os.environ.get("SHELFWISE_DATA", results.ROOT.parent / "shared" / "data"))
 REAL_FEED = "fashion-60x80.parquet"
 SEEDS = (0, 1, 2)
-HEAD = TrainConfig(epochs=4, batch_size=64, learning_rate=5e-4)
+HEAD = TrainConfig(epochs=2, batch_size=64, learning_rate=5e-4)
 WHOLE = MatcherConfig()
 PARTS: dict[str, MatcherConfig] = {
     "three units": WHOLE,
@@ -55,6 +62,8 @@ PARTS: dict[str, MatcherConfig] = {
     "without cross-attention": WHOLE.model_copy(update={"cross_attention": False}),
     "dot product instead of f_edge": WHOLE.model_copy(update={"edge": "dot_product"}),
 }
+ALONE = "plain classifier"
+LIMIT = "labels"
 LABELS_AS_WRITTEN = "three units, labels as written"
 STAGES = ("contrastive", "joint", "frozen")
 PLAIN = ("real", "harder", "harder, more labels")  # what a classifier can be asked: it knows the feed's colours alone
@@ -62,18 +71,18 @@ PLAIN = ("real", "harder", "harder, more labels")  # what a classifier can be as
 
 def main(quick: bool, output: Path) -> None:
     """Measure and write JSON and table to `output`; quick: a small drawn feed, one pass a stage, one seed."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     seeds = SEEDS[:1] if quick else SEEDS
     settings = ColourSettings()
     if quick:
         stages = {stage: getattr(settings, stage).model_copy(update={"epochs": 1}) for stage in STAGES}
         settings = settings.model_copy(update=stages)
-    for path in [drawn_feed(200)] if quick else feeds():
-        for row in measure(path, settings, seeds):
-            print(summary(row), flush=True)
+    for number, path in enumerate([drawn_feed(200)] if quick else feeds()):
+        for row in measure(path, settings, seeds if number == 0 else ()):  # without parts on the drawn feed
+            print(summary(row) if "one_to_one" in row else row, flush=True)
             rows.append(row)
     results.write("colours", rows, ("torch", "transformers", "numpy", "scipy"), output)
-    (output / "colours.md").write_text(table(rows), encoding="utf-8")
+    (output / "colours.md").write_text(matching_table(rows) + "\n", encoding="utf-8")
 
 
 def feeds() -> list[Path]:
@@ -90,51 +99,108 @@ def drawn_feed(products: int) -> Path:
     return path
 
 
-def measure(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """All rows of a feed."""
+def measure(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Iterator[Row]:
+    """All rows of a feed; what an interrupted run with the same settings has measured is not measured again."""
     feed, folder, accelerator = open_feed(path, detect_preset(path)), RUNS / path.stem, make_accelerator()
     towers, material = train_towers(feed, settings, folder, accelerator)
-    evaluators = evaluators_of(material, clean_labels)
-    row = {"feed": path.stem, "seed": settings.seed}
+    recipe = settings.model_dump(mode="json")
 
-    yield from rows(
-        {**row, "matcher": "cosine of the towers"}, {k: e.cosine_report(towers) for k, e in evaluators.items()}
-    )
+    def kept(name: str, seed: int, recipe: Row, make: Callable[[], Iterator[Row]]) -> list[Row]:
+        file = folder / "measured" / f"{re.sub('[^a-z_]+', '-', name)}-{seed}.json"
+        if file.is_file() and (found := json.loads(file.read_text()))["recipe"] == recipe:
+            return list(found["rows"])
+        measured = [{"feed": path.stem, "matcher": name, "seed": seed, **row} for row in make()]
+        with atomic_file(file) as aside:
+            aside.write_text(json.dumps({"recipe": recipe, "rows": measured}))
+        return measured
+
     classifier = ColourClassifierTask(material, settings)
-    epochs = settings.contrastive.epochs + settings.joint.epochs
-    fit(classifier, settings.contrastive.model_copy(update={"epochs": epochs}), folder, accelerator)
-    reports = {kind: classifier.report(evaluator) for kind, evaluator in evaluators.items() if kind in PLAIN}
-    yield from rows({**row, "matcher": "plain classifier"}, reports)
-
+    trained = partial(train_classifier, classifier, settings, folder, accelerator)
+    yield from kept(ALONE, settings.seed, recipe, partial(classifier_rows, trained, material))
+    yield from kept("cosine of the towers", settings.seed, recipe, partial(cosine_rows, towers, material))
+    yield from kept("recipe", settings.seed, recipe, partial(recipe_rows, feed, settings, folder, accelerator))
+    if path.name == REAL_FEED:
+        yield from kept(LIMIT, settings.seed, recipe, partial(limit_rows, trained, folder / "bundle", material))
+    parts, of_parts = Parts(towers, material, settings, accelerator), recipe | {"head": HEAD.model_dump(mode="json")}
     for seed in seeds:
         for name, config in [*PARTS.items(), (LABELS_AS_WRITTEN, WHOLE)]:
             clean = list if name == LABELS_AS_WRITTEN else clean_labels
-            torch.manual_seed(seed)
-            matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(config))
-            products = ColourProducts(material.examples, material.tokenizer, settings.noise, clean)
-            embedded = frozen_products(matcher.image_tower, products, views=2)
-            task = ColourFrozenTask(matcher, embedded, material.validation)
-            with tempfile.TemporaryDirectory() as temporary:  # no checkpoint: the next part has the same name
-                fit(task, HEAD.model_copy(update={"seed": seed}), Path(temporary), accelerator)
-            reports = {kind: e.report(matcher.eval()) for kind, e in evaluators_of(material, clean).items()}
-            yield from rows({**row, "matcher": name, "seed": seed}, reports)
+            yield from kept(name, seed, of_parts, partial(parts.measured, config, clean, seed))
 
+
+def classifier_rows(trained: Callable[[], ColourClassifierTask], material: ColourMaterial) -> Iterator[Row]:
+    """The plain classifier on what it can be asked."""
+    classifier = trained()
+    for kind, evaluator in evaluators_of(material, clean_labels).items():
+        if kind in PLAIN:
+            yield {"asked": kind, **asdict(evaluator.measured(classifier.answers(evaluator)))}
+
+
+def cosine_rows(towers: ColourTowers, material: ColourMaterial) -> Iterator[Row]:
+    """The contrastive towers alone."""
+    for kind, evaluator in evaluators_of(material, clean_labels).items():
+        yield {"asked": kind, **asdict(evaluator.cosine_report(towers))}
+
+
+def recipe_rows(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> Iterator[Row]:
+    """Both stages of the recipe, and which of them it serves; the bundle stays in `folder`."""
     bundle = train_colour_matcher(feed, settings, folder, accelerator)
+    save_colour_bundle(folder / "bundle", bundle)
+    metrics = bundle.config.metrics
     for stage in ("joint", "frozen"):
-        for kind, report in bundle.config.metrics.get(stage, {}).items():
-            yield {**row, "matcher": f"recipe, {stage}", "asked": kind, **report}
+        for kind, report in metrics.get(stage, {}).items():
+            yield {"stage": stage, "served": stage == metrics["served"], "asked": kind, **report}
+
+
+def limit_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, material: ColourMaterial) -> Iterator[Row]:
+    """How far the labels of the test products can be trusted."""
+    evaluator = evaluators_of(material, clean_labels)["real"]
+    matcher = load_colour_bundle(bundle).model
+    judges = [trained().answers(evaluator), evaluator.answers(matcher.head, *evaluator.embed(matcher))]
+    yield {
+        "asked": "real",
+        "doubted": asdict(doubted_labels(evaluator.groups, judges)),
+        "repeated": asdict(repeated_photos(material.examples, named=False)),
+        "repeated_named": asdict(repeated_photos(material.examples, named=True)),
+    }
+
+
+class Parts:
+    """Heads of one budget on the same contrastive towers; photos are embedded once, when the first head needs them."""
+
+    def __init__(
+        self, towers: ColourTowers, material: ColourMaterial, settings: ColourSettings, accelerator: Accelerator
+    ) -> None:
+        self.towers = towers
+        self.material = material
+        self.settings = settings
+        self.accelerator = accelerator
+
+    def measured(self, config: MatcherConfig, clean: Clean, seed: int) -> Iterator[Row]:
+        """A head of a configuration, trained and measured."""
+        torch.manual_seed(seed)
+        matcher = ColourMatcher(self.towers.image_tower, self.towers.label_tower, ColourHead(config))
+        products = self._products(clean)
+        embedded = FrozenProducts(products, self._training.views, self._training.place)
+        task = ColourFrozenTask(matcher, embedded, self.material.validation)
+        with tempfile.TemporaryDirectory() as temporary:  # no checkpoint: the next part has the same name
+            fit(task, HEAD.model_copy(update={"seed": seed}), Path(temporary), self.accelerator)
+        for kind, evaluator in evaluators_of(self.material, clean).items():
+            yield {"asked": kind, **asdict(evaluator.head_report(matcher.head.eval(), *evaluator.embed(matcher)))}
+
+    def _products(self, clean: Clean) -> ColourProducts:
+        return ColourProducts(self.material.examples, self.material.tokenizer, self.settings.noise, clean)
+
+    @cached_property
+    def _training(self) -> FrozenProducts:
+        with self.accelerator.autocast():
+            return frozen_products(self.towers.image_tower, self._products(clean_labels), views=2)
 
 
 def evaluators_of(material: ColourMaterial, clean: Clean) -> dict[str, ColourEvaluator]:
     """The recipe's ways to ask about the test split."""
     groups = ColourGroups(material.examples.variants, "test")
     return test_evaluators(material.examples, groups, material.tokenizer, clean)
-
-
-def rows(row: dict[str, Any], reports: dict[str, ColourReport]) -> Iterator[dict[str, Any]]:
-    """A row a kind of product."""
-    for kind, report in reports.items():
-        yield {**row, "asked": kind, **asdict(report)}
 
 
 class ColourClassifier(nn.Module):
@@ -146,16 +212,19 @@ class ColourClassifier(nn.Module):
         self.output = nn.Linear(tower.config.embed_dim, colours)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, H, W, 3] uint8 -> [N, C] logits; embeddings of unit length are brought to a size that can be sure."""
-        return self.output(self.tower(pixel_values) * self.tower.config.embed_dim**0.5)
+        """[N, H, W, 3] uint8 -> [N, C] logits."""
+        return self.classify(self.tower(pixel_values))
+
+    def classify(self, image_embeds: Tensor) -> Tensor:
+        """[N, D], unit length -> [N, C] logits; brought to a length that can be sure."""
+        return self.output(image_embeds * self.tower.config.embed_dim**0.5)
 
 
 class ColourClassifierTask:
     """Trains a classifier of photos, and uses it on products one photo at a time."""
 
-    name = "classifier"
-
     def __init__(self, material: ColourMaterial, settings: ColourSettings) -> None:
+        self.name = "classifier"
         self.material = material
         self.colours = material.examples.colours()
         torch.manual_seed(settings.seed)
@@ -172,44 +241,30 @@ class ColourClassifierTask:
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
-        return self.report(self.material.validation).flat()
+        validation = self.material.validation
+        return validation.measured(self.answers(validation)).flat()
 
     @torch.no_grad()
-    def report(self, evaluator: ColourEvaluator) -> ColourReport:
-        """How well the classifier does when each photo chooses among the colours of its product."""
-        examples = self.material.examples
+    def answers(self, evaluator: ColourEvaluator) -> list[np.ndarray]:
+        """Of each product the probabilities [n, m], each photo choosing for itself among the product's colours."""
         place = {colour: number for number, colour in enumerate(self.colours)}
-        answered = []
         photos = np.array([row for group in evaluator.groups for row in group.photos])
         rows, inverse = np.unique(photos, return_inverse=True)
-        embeddings = embed_photos(self.model.tower, examples, rows) * self.model.tower.config.embed_dim**0.5
-        logits = self.model.output(embeddings)[inverse]
-        start = 0
-        for group in evaluator.groups:
-            own = logits[start : start + len(group.photos)]
-            start += len(group.photos)
+        logits = self.model.classify(embed_photos(self.model.tower, self.material.examples, rows))[inverse]
+        answered = []
+        for group, own in zip(evaluator.groups, logits.split([len(g.photos) for g in evaluator.groups]), strict=True):
             # A colour that training never showed has no class: nothing speaks for it.
             columns = [own[:, place[name]] if name in place else own.min(1).values for name in group.colours]
-            answered.append((torch.stack(columns, 1).softmax(1).numpy(), np.array(group.answers)))
-        return colour_report(answered)
+            answered.append(torch.stack(columns, 1).softmax(1).numpy())
+        return answered
 
 
-def summary(row: dict[str, Any]) -> str:
-    """A row on one line."""
-    shares = (f"{d} {row[d]['images']:.4f} / {row[d]['products']:.4f}" for d in ("arg_max", "one_to_one"))
-    return f"{row['feed']:20} {row['matcher']:32} seed {row['seed']} {row['asked']:24} {'  '.join(shares)}"
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: photos / whole products right, means over the seeds."""
-    lines = ["| feed | products | matcher | arg-max | one-to-one |", "| --- | --- | --- | --- | --- |"]
-    cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["feed"], row["asked"], row["matcher"]), []).append(row)
-    for (feed, asked, matcher), runs in sorted(cells.items(), key=lambda cell: cell[0][:2]):
-        shares = [
-            " / ".join(f"{np.mean([run[decode][share] for run in runs]):.3f}" for share in ("images", "products"))
-            for decode in ("arg_max", "one_to_one")
-        ]
-        lines.append(f"| {feed} | {asked} | {matcher} | {shares[0]} | {shares[1]} |")
-    return "\n".join(lines) + "\n"
+def train_classifier(
+    task: ColourClassifierTask, settings: ColourSettings, folder: Path, accelerator: Accelerator
+) -> ColourClassifierTask:
+    """Trains a classifier as the recipe trains its towers: as many epochs, in the same two rounds of rates."""
+    task.name = "classifier"  # a checkpoint a round
+    fit(task, settings.contrastive, folder, accelerator)
+    task.name = "classifier-tuned"
+    fit(task, settings.joint.model_copy(update={"batch_size": settings.contrastive.batch_size}), folder, accelerator)
+    return task
