@@ -29,6 +29,7 @@ from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
 
 REPORT_FILE = "report.json"
+Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,82 +142,41 @@ def export_system(
         stage_version(repository, system.ensemble, None if fused else split_step(system)) as staged,
         TemporaryDirectory(dir=staged.folder) as aside,
     ):
-        summaries: dict[str, dict[str, Any]] = {}
-        files: dict[str, Path] = {}
-        runnable: dict[str, Path] = {}
+        summaries: dict[str, Summary] = {}
+        exported: dict[str, ExportedGraph] = {}
         for graph in system.graphs:
-            own = Precision.FP32 if graph.float32_only else precision
-            progress(f"{graph.name}: PyTorch → ONNX, {own}")
             folder = Path(aside) / graph.name if fused else staged.path(graph.name)
             folder.mkdir(exist_ok=True)
-            path = files[graph.name] = folder / "model.onnx"
-            export_onnx(graph, path)
-            operators = operator_counts(path)
-            lowered = lower_graph(graph, path, own, target.runtime, chain, calibration.inputs(graph))
-            # Fused for this CPU, a file meant for a GPU would not compute in its own precision.
-            exact = target.runtime is not Runtime.CPU and own is not Precision.FP32
-            # What comes out of a float32 graph behind reduced ones deviates as they do: the system's limits.
-            compared = chain.compare(graph, lowered.runnable, exact=exact)
-            missed = failures(compared, LIMITS[precision])
-            if missed:
-                raise ParityError(f"{graph.name}: the exported model differs from PyTorch: {'; '.join(missed)}")
-            parity = [output for output in compared if output.output in graph.outputs]
-            chain.take(graph, lowered.runnable, exact=exact)
-            runnable[graph.name] = lowered.runnable
-            if lowered.runnable != path and not fused:
-                lowered.runnable.unlink()
-            size = file_bytes(path)
-            summary: dict[str, Any] = {
-                "precision": own.value,
-                "kept_in_float32": lowered.kept,
-                "parity": [asdict(output) for output in parity],
-                "bytes": size,
-                "operators": operator_counts(path),
-                "operators_in_float32": operators,
-            }
+            own = Precision.FP32 if graph.float32_only else precision
+            progress(f"{graph.name}: PyTorch → ONNX, {own}")
+            file = exported[graph.name] = _export_graph(
+                graph, folder, own, target.runtime, chain, calibration, LIMITS[precision]
+            )
+            summary = summaries[graph.name] = file.summary
             if builder is not None and not graph.float32_only:
                 progress(f"{graph.name}: {builder.name} plans for {', '.join(builder.compute_capabilities)}")
-                records = _build_plans(graph, path, builder, system, target, own)
-                summary["plans"] = {name: asdict(record) for name, record in records.items()}
-                if builder.name == TENSORRT:
-                    summary["parity"] = [
-                        asdict(output) for output in _check_plan(graph, builder, path, chain.inputs(graph), precision)
-                    ]
-                size = summary["bytes"] = sum(path.with_name(name).stat().st_size for name in records)
-                _write_plan_config(graph.name, path.parent, records)
-                path.unlink()
-                path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-            summaries[graph.name] = summary
-            report.parity[graph.name], report.kept[graph.name] = parity, lowered.kept
-            report.precision[graph.name] = own.value
-            report.bytes[graph.name] = size
+                summary |= _replace_by_plans(graph, file.path, builder, system, target, own, chain, LIMITS[precision])
+            elif not fused and file.runnable != file.path:
+                file.runnable.unlink()
+            report.parity[graph.name], report.kept[graph.name] = file.parity, summary["kept_in_float32"]
+            report.precision[graph.name], report.bytes[graph.name] = own.value, summary["bytes"]
         if fused:
-            progress(f"{fused}: {' + '.join(files)} as one graph")
-            path = staged.path(fused) / "model.onnx"
-            fuse_onnx(runnable, path)
-            _check_fused(fused, path, system, chain.served, exact=runnable != files)
-            fuse_onnx(files, path)
-            whole = {"bytes": file_bytes(path), "operators": operator_counts(path), "graphs": summaries}
-            (path.parent / REPORT_FILE).write_text(json.dumps(whole, indent=2) + "\n")
-        else:
-            for name, summary in summaries.items():
-                (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            progress(f"{fused}: {' + '.join(exported)} as one graph")
+            summaries = {fused: _fuse(staged.path(fused) / "model.onnx", system, exported, chain)}
         for model in system.torch_models:
             name = model.graph.name
             progress(f"{name}: a Python model, {precision}")
-            folder = staged.path(name)
-            model.write(folder, precision)
-            parity = _check_torch_model(model, folder, chain.expected, precision)
-            (folder / CONFIG_FILE).write_text(text_format.MessageToString(model.config))
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            summary = {
+            parity = _write_torch_model(model, staged.path(name), chain, precision)
+            size = sum(file.stat().st_size for file in staged.path(name).rglob("*") if file.is_file())
+            summaries[name] = {
                 "precision": precision.value,
                 "parity": [asdict(output) for output in parity],
                 "parity_measured_on": "cpu",
                 "bytes": size,
             }
-            (folder / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
             report.parity[name], report.precision[name], report.bytes[name] = parity, precision.value, size
+        for name, summary in summaries.items():
+            (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
         system.write_files(staged.path)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
@@ -232,6 +192,89 @@ def export_system(
             }
         )
     return ExportReport(repository, staged.version, report.parity, report.bytes, report.precision, report.kept)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A graph's ONNX file, the one to run in its place here (its twin for a GPU's floats), and what is reported."""
+
+    path: Path
+    runnable: Path
+    parity: list[OutputParity]
+    summary: Summary
+
+
+def _export_graph(
+    graph: GraphSpec,
+    folder: Path,
+    precision: Precision,
+    runtime: Runtime,
+    chain: Chain,
+    calibration: Chain,
+    limits: ParityLimits,
+) -> ExportedGraph:
+    """Writes a graph in a precision, through the parity gate; from then on the chain answers as its file does."""
+    path = folder / "model.onnx"
+    export_onnx(graph, path)
+    operators = operator_counts(path)
+    lowered = lower_graph(graph, path, precision, runtime, chain, calibration.inputs(graph))
+    # Fused for this CPU, a file meant for a GPU would not compute in its own precision.
+    exact = runtime is not Runtime.CPU and precision is not Precision.FP32
+    # What comes out of a float32 graph behind reduced ones deviates as they do: the system's limits.
+    compared = chain.compare(graph, lowered.runnable, exact=exact)
+    missed = failures(compared, limits)
+    if missed:
+        raise ParityError(f"{graph.name}: the exported model differs from PyTorch: {'; '.join(missed)}")
+    chain.take(graph, lowered.runnable, exact=exact)
+    parity = [output for output in compared if output.output in graph.outputs]
+    summary = {
+        "precision": precision.value,
+        "kept_in_float32": lowered.kept,
+        "parity": [asdict(output) for output in parity],
+        "bytes": file_bytes(path),
+        "operators": operator_counts(path),
+        "operators_in_float32": operators,
+    }
+    return ExportedGraph(path, lowered.runnable, parity, summary)
+
+
+def _replace_by_plans(
+    graph: GraphSpec,
+    path: Path,
+    builder: PlanBuilder,
+    system: ServedSystem,
+    target: ExportTarget,
+    precision: Precision,
+    chain: Chain,
+    limits: ParityLimits,
+) -> Summary:
+    """Puts plans, and the configuration that they need, in the place of an ONNX file; returns what to report of them."""
+    records = _build_plans(graph, path, builder, system, target, precision)
+    summary: Summary = {
+        "plans": {name: asdict(record) for name, record in records.items()},
+        "bytes": sum(path.with_name(name).stat().st_size for name in records),
+    }
+    if builder.name == TENSORRT:
+        parity = _check_plan(graph, builder, path, chain.inputs(graph), limits)
+        summary["parity"] = [asdict(output) for output in parity]
+    _write_plan_config(graph.name, path.parent, records)
+    for file in path.parent.glob("*.onnx*"):  # the file, weights beside it, its twin
+        file.unlink()
+    return summary
+
+
+def _fuse(path: Path, system: ServedSystem, exported: Mapping[str, ExportedGraph], chain: Chain) -> Summary:
+    """Writes all graphs as one file, once it answers as they did one after the other."""
+    runnable = {name: file.runnable for name, file in exported.items()}
+    files = {name: file.path for name, file in exported.items()}
+    fuse_onnx(runnable, path)
+    _check_fused(path, system, chain.served, exact=runnable != files)
+    fuse_onnx(files, path)
+    return {
+        "bytes": file_bytes(path),
+        "operators": operator_counts(path),
+        "graphs": {name: file.summary for name, file in exported.items()},
+    }
 
 
 def split_step(system: ServedSystem) -> ModelConfig:
@@ -251,9 +294,7 @@ def split_step(system: ServedSystem) -> ModelConfig:
     return config
 
 
-def _check_fused(
-    name: str, path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool
-) -> None:
+def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool) -> None:
     """That the graphs in one file answer what they answered one after the other."""
     given = {output for graph in system.graphs for output in graph.outputs}
     inputs = {tensor for graph in system.graphs for tensor in graph.inputs} - given
@@ -262,7 +303,7 @@ def _check_fused(
         found = run_onnx(path, {tensor: batch[tensor] for tensor in inputs}, outputs, exact=exact)
         missed = failures([compare(output, batch[output].numpy(), found[output]) for output in outputs], ParityLimits())
         if missed:
-            raise ParityError(f"{name}: the fused graphs differ from the single ones: {'; '.join(missed)}")
+            raise ParityError(f"{system.fused}: the fused graphs differ from the single ones: {'; '.join(missed)}")
 
 
 def _build_plans(
@@ -294,7 +335,7 @@ def _build_plans(
 
 
 def _check_plan(
-    graph: GraphSpec, builder: PlanBuilder, path: Path, batches: Sequence[Mapping[str, Tensor]], precision: Precision
+    graph: GraphSpec, builder: PlanBuilder, path: Path, batches: Sequence[Mapping[str, Tensor]], limits: ParityLimits
 ) -> list[OutputParity]:
     """The parity gate for the plan itself, on the GPU that it was built for."""
     rows = read_config(graph.name).max_batch_size or 1
@@ -306,18 +347,18 @@ def _check_plan(
             [compare(name, expected[name], found[name], choice=name in graph.choices) for name in graph.outputs]
         )
     parity = worst(comparisons)
-    missed = failures(parity, LIMITS[precision])
+    missed = failures(parity, limits)
     if missed:
         raise ParityError(f"{graph.name}: the TensorRT plan differs from PyTorch: {'; '.join(missed)}")
     return parity
 
 
-def _check_torch_model(
-    model: TorchModel, folder: Path, batches: Sequence[Mapping[str, Tensor]], precision: Precision
-) -> list[OutputParity]:
-    """The parity gate for what PyTorch serves: as written, against the module in float32."""
+def _write_torch_model(model: TorchModel, folder: Path, chain: Chain, precision: Precision) -> list[OutputParity]:
+    """Writes what PyTorch serves and its configuration, through the parity gate: as written, against float32."""
+    model.write(folder, precision)
+    (folder / CONFIG_FILE).write_text(text_format.MessageToString(model.config))
     comparisons = []
-    for batch in batches:
+    for batch in chain.expected:
         inputs = {name: batch[name] for name in model.graph.inputs}
         expected, found = run_torch(model.graph, inputs), model.run(folder, inputs)
         comparisons.append(
