@@ -248,7 +248,7 @@ def _replace_by_plans(
     chain: Chain,
     limits: ParityLimits,
 ) -> Summary:
-    """Puts plans, and the configuration that they need, in the place of an ONNX file; returns what to report of them."""
+    """Puts plans and the configuration that they need in the place of an ONNX file; returns what to report of them."""
     records = _build_plans(graph, path, builder, system, target, precision)
     summary: Summary = {
         "plans": {name: asdict(record) for name, record in records.items()},
