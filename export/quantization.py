@@ -99,8 +99,9 @@ class Quantizer:
                     target,
                     per_channel=True,
                     weight_type=QuantType.QInt8,
-                    op_types_to_quantize=self._operators,
-                    nodes_to_exclude=excluded,
+                    # A Gemm becomes a MatMul, named after it, and an Add before anything is quantised.
+                    op_types_to_quantize=list(MATRIX_PRODUCTS),
+                    nodes_to_exclude=[*excluded, *(f"{name}_MatMul" for name in keep)],
                 )
                 return
             float8 = self.method is Quantization.TENSORRT_FP8

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from transformers import BertConfig, ViTConfig
 
-from export.categorize import categorizer_graphs
+from export.categorize import categorizer_system
 from export.float_types import BFLOAT16, FLOAT16, lower_floats
-from export.match_colours import colour_graph
+from export.match_colours import colour_matcher_system
 from export.onnx_graphs import ExportError, GraphSpec, export_onnx, save_onnx
 from export.plans import TENSORRT, TENSORRT_RTX, Gpu, PlanRecord, refusal
+from export.precision import Runtime
 from export.quantization import Quantization, Quantizer
 from export.tensorrt import PlanBuilder, build_plan, plan_builder, plan_file
 from models.encoders import ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig
@@ -73,13 +74,16 @@ def test_every_precision_of_an_encoder_builds(builder: PlanBuilder, tmp_path: Pa
 def test_every_graph_of_every_system_builds(
     builder: PlanBuilder, categorize_bundle: Path, colour_bundle: Path, tmp_path: Path
 ) -> None:
-    graphs = [*categorizer_graphs(load_bundle(categorize_bundle)), colour_graph(load_colour_bundle(colour_bundle))]
-    for graph in graphs:
+    categorizer = categorizer_system(load_bundle(categorize_bundle), categorize_bundle)
+    matcher = colour_matcher_system(load_colour_bundle(colour_bundle), colour_bundle, Runtime.TENSORRT)
+    for graph, axes in [
+        *((graph, categorizer.axis_ranges) for graph in categorizer.graphs),
+        *((graph, matcher.axis_ranges) for graph in matcher.graphs),
+    ]:
         path = tmp_path / f"{graph.name}.onnx"
         export_onnx(replace(graph, names=None), path)  # words are looked up on the CPU: TensorRT has no strings
         if not graph.float32_only:
             save_onnx(lower_floats(onnx.load(path), FLOAT16, set()), path)
-        axes = {"images": (1, 4, 16), "labels": (1, 4, 16)}
         plan = path.with_suffix(".plan")
         build_plan(builder, ADA, path, plan, batch_sizes=(1, 2, 4), precision="fp16", axis_ranges=axes)
         assert plan.stat().st_size > 1000, graph.name
