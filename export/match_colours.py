@@ -77,6 +77,8 @@ class ServedColourMatcher(nn.Module):
             is there sums to 1 over the labels that are; all else is 0.
         """
         tower, length = self.model.image_tower.config, self.model.label_tower.config.max_length
+        if not self.trim:
+            pixel_values = pixel_values.to(torch.float32)  # TensorRT reshapes no uint8
         pixel_values = pixel_values.view(-1, tower.height, tower.width, 3)
         input_ids, attention_mask = input_ids.view(-1, length), attention_mask.view(-1, length)
         if self.trim:
