@@ -61,7 +61,10 @@ def ensemble_models(config: ModelConfig) -> list[str]:
 def version_models(repository: Path, ensemble: str, version: int) -> list[str]:
     """The steps of a published version in order, the ensemble itself last."""
     own = repository / ensemble / str(version) / CONFIG_FILE
-    return ensemble_models(_read_config_file(own, ensemble) if own.is_file() else read_config(ensemble))
+    if own.is_file():
+        return ensemble_models(_read_config_file(own, ensemble))
+    ours = (SOURCE / ensemble / CONFIG_FILE).is_file()
+    return ensemble_models(read_config(ensemble, SOURCE if ours else repository))
 
 
 def published_versions(repository: Path, ensemble: str) -> list[int]:
