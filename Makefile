@@ -52,8 +52,10 @@ demo-match-colours: install $(FEED)
 $(RUNS)/sample.parquet: | install
 	$(BIN)/shelfwise sample $@
 
+# A process for each of two cores, one thread each: models this small gain nothing from a second one. Whole files stay
+# together, in their order, which spreads the long ones.
 test: install lint typecheck
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -249,7 +249,23 @@ def _replace_by_plans(
     limits: ParityLimits,
 ) -> Summary:
     """Puts plans and the configuration that they need in the place of an ONNX file; returns what to report of them."""
-    records = _build_plans(graph, path, builder, system, target, precision)
+    config = read_config(graph.name)
+    largest = config.max_batch_size or 1
+    preferred = max(config.dynamic_batching.preferred_batch_size, default=max(1, largest // 4))
+    records = {
+        name: build_plan(
+            builder,
+            generation,
+            path,
+            path.with_name(name),
+            batch_sizes=(1, preferred, largest),
+            precision=precision.value,
+            axis_ranges=system.axis_ranges,
+            version_compatible=target.version_compatible,
+        )
+        for generation in builder.compute_capabilities
+        for name in [plan_file(builder, generation)]
+    }
     summary: Summary = {
         "plans": {name: asdict(record) for name, record in records.items()},
         "bytes": sum(path.with_name(name).stat().st_size for name in records),
@@ -304,34 +320,6 @@ def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[st
         missed = failures([compare(output, batch[output].numpy(), found[output]) for output in outputs], ParityLimits())
         if missed:
             raise ParityError(f"{system.fused}: the fused graphs differ from the single ones: {'; '.join(missed)}")
-
-
-def _build_plans(
-    graph: GraphSpec,
-    path: Path,
-    builder: PlanBuilder,
-    system: ServedSystem,
-    target: ExportTarget,
-    precision: Precision,
-) -> dict[str, PlanRecord]:
-    """A plan beside the ONNX file for every GPU generation; their records by file name."""
-    config = read_config(graph.name)
-    largest = config.max_batch_size or 1
-    preferred = max(config.dynamic_batching.preferred_batch_size, default=max(1, largest // 4))
-    return {
-        name: build_plan(
-            builder,
-            generation,
-            path,
-            path.with_name(name),
-            batch_sizes=(1, preferred, largest),
-            precision=precision.value,
-            axis_ranges=system.axis_ranges,
-            version_compatible=target.version_compatible,
-        )
-        for generation in builder.compute_capabilities
-        for name in [plan_file(builder, generation)]
-    }
 
 
 def _check_plan(

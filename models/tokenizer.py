@@ -1,6 +1,6 @@
 """Byte-level BPE for titles (Sennrich et al., 2016), characters for colour labels, or what a checkpoint folder brings.
 
-One `tokenizer.json` of the `tokenizers` library is the whole tokenizer: training and the served `tokenize` model read
+One `tokenizer.json` of the `tokenizers` library is the whole tokenizer: training and the served `prepare_…` models read
 the same file.  Both fall back to bytes: no text has an unknown character.  Every text starts with [CLS], so that even
 an empty one has a token to attend to.
 """
@@ -99,7 +99,7 @@ def set_length(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
 
 
 def clean(text: str) -> str:
-    """A text as the served `tokenize` model takes it: control characters are spaces, and the ends are stripped."""
+    """A text as the served models take it: control characters are spaces, and the ends are stripped."""
     return text.translate(CONTROL_TO_SPACE).strip()
 
 

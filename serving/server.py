@@ -238,7 +238,7 @@ class TritonServer:
             self.process.wait()
 
     def killed_models(self) -> list[str]:
-        """Model instances ("tokenize_0_0") whose process has died: Triton neither reaps nor replaces it."""
+        """Model instances ("prepare_product_0_0") whose process has died: Triton neither reaps nor replaces it."""
         return [name for pid, name in self._stubs.items() if _process_state(pid) == "Z"]
 
     def log_excerpt(self) -> str:

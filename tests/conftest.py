@@ -1,18 +1,22 @@
 """What tests of several packages share: a sample catalogue, a categorizer trained on it, its repository, a server.
 
 All of it is real and small: some hundred drawn products, an epoch of each training stage, the exported graphs, Triton.
-Built once a session, on first use.
+Feeds and bundles are built once, on first use, by the first of the test processes that needs them; repositories and
+servers once a process, since tests change what they serve.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -25,24 +29,44 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sample_feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn catalogue of 400 products."""
-    from catalogue.sample import generate_sample
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """Gives the folder of a name; `build` fills it, in one of the test processes while the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    path = tmp_path_factory.mktemp("feed") / "sample.parquet"
-    generate_sample(path, products=400, seed=0)
-    return path
+    def build_folder(name: str, build: Callable[[Path], object]) -> Path:
+        folder, built = common / name, common / f"{name}.built"
+        with FileLock(common / f"{name}.lock"):
+            if not built.exists():
+                folder.mkdir(exist_ok=True)
+                build(folder)
+                built.touch()
+        return folder
+
+    return build_folder
 
 
 @pytest.fixture(scope="session")
-def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_feed(build_once: BuildOnce) -> Path:
+    """A drawn catalogue of 400 products."""
+    from catalogue.sample import generate_sample
+
+    name = "sample.parquet"
+    return build_once("sample", lambda folder: generate_sample(folder / name, products=400, seed=0)) / name
+
+
+@pytest.fixture(scope="session")
+def categorize_bundle(sample_feed: Path, build_once: BuildOnce) -> Path:
     """A bundle trained on the drawn catalogue for one epoch a stage."""
+    return build_once("categorize", lambda run: train_sample_categorizer(sample_feed, run)) / "bundle"
+
+
+def train_sample_categorizer(feed: Path, run: Path) -> None:
     from catalogue.feed import open_feed
     from training.bundle import save_bundle
     from training.categorize import CategorizeSettings, train_categorizer
     from training.train import TrainConfig, make_accelerator
 
-    run = tmp_path_factory.mktemp("run")
     settings = CategorizeSettings(
         image_height=64,
         image_width=48,
@@ -52,9 +76,7 @@ def categorize_bundle(sample_feed: Path, tmp_path_factory: pytest.TempPathFactor
         head=TrainConfig(epochs=2, batch_size=64),
         finetune=TrainConfig(epochs=1, batch_size=32),
     )
-    bundle = train_categorizer(open_feed(sample_feed), settings, run, make_accelerator())
-    save_bundle(run / "bundle", bundle)
-    return run / "bundle"
+    save_bundle(run / "bundle", train_categorizer(open_feed(feed), settings, run, make_accelerator()))
 
 
 @pytest.fixture(scope="session")
@@ -79,24 +101,26 @@ def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def colour_feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_feed(build_once: BuildOnce) -> Path:
     """Sixty drawn products in two to eight colours, half of them labelled in Chinese."""
     from catalogue.colour_sample import generate_colour_sample
 
-    path = tmp_path_factory.mktemp("feed") / "colours.parquet"
-    generate_colour_sample(path, products=60, seed=0)
-    return path
+    name = "colours.parquet"
+    return build_once("colours", lambda folder: generate_colour_sample(folder / name, products=60, seed=0)) / name
 
 
 @pytest.fixture(scope="session")
-def colour_bundle(colour_feed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_bundle(colour_feed: Path, build_once: BuildOnce) -> Path:
     """A colour matcher trained on the drawn products for a few epochs a stage."""
+    return build_once("match-colours", lambda run: train_sample_matcher(colour_feed, run)) / "bundle"
+
+
+def train_sample_matcher(feed: Path, run: Path) -> None:
     from catalogue.feed import open_feed
     from training.colour_bundle import save_colour_bundle
     from training.match_colours import ColourSettings, train_colour_matcher
     from training.train import TrainConfig, make_accelerator
 
-    run = tmp_path_factory.mktemp("run")
     settings = ColourSettings(
         image_height=64,
         image_width=56,
@@ -105,9 +129,7 @@ def colour_bundle(colour_feed: Path, tmp_path_factory: pytest.TempPathFactory) -
         frozen=TrainConfig(epochs=1, batch_size=16, learning_rate=5e-4),
         views=1,
     )
-    bundle = train_colour_matcher(open_feed(colour_feed), settings, run, make_accelerator())
-    save_colour_bundle(run / "bundle", bundle)
-    return run / "bundle"
+    save_colour_bundle(run / "bundle", train_colour_matcher(open_feed(feed), settings, run, make_accelerator()))
 
 
 @pytest.fixture(scope="session")

@@ -420,7 +420,6 @@ def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(tmp_path: Path) 
         stopped.join(20)
         assert time.monotonic() - begin < server.grace_seconds
     assert server.stop() == 0
-    assert server.process.returncode == 0
     assert not any(process.is_running() for process in processes)
     assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
 
