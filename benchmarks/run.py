@@ -2,7 +2,7 @@
 
 Each suite is imported only when it is asked for, so that it needs its own dependencies and no others (kernels: torch
 and triton). Results go to --out as JSON, tables to the terminal. `compare A B` sets two runs side by side, `tables`
-brings the README up to date.
+brings the READMEs up to date.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     comparison = commands.add_parser("compare", help="ratios of two runs, changes beyond their noise flagged")
     comparison.add_argument("before", type=Path, help="a JSON file of results, or a folder of them")
     comparison.add_argument("after", type=Path)
-    commands.add_parser("tables", help="write the README's tables from benchmarks/results")
+    commands.add_parser("tables", help="write the tables of the READMEs from benchmarks/results")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
 
@@ -75,9 +75,9 @@ def main() -> None:
         except (ValueError, OSError) as error:
             sys.exit(str(error))
     if arguments.command == "tables":
-        from benchmarks.tables import write_readme
+        from benchmarks.tables import write_pages
 
-        write_readme()
+        write_pages()
         return
     suites = SUITES if arguments.command == "all" else (arguments.command,)
     names = [module.rpartition(".")[2] for suite in suites for module in SUITES[suite]]

@@ -1,4 +1,4 @@
-"""Tables and plots of the README, written from the JSON files of results: `python benchmarks/run.py tables`.
+"""Tables of the READMEs, written from the JSON files of results: `python benchmarks/run.py tables`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`; what is between them is the command's alone, and
 a test compares it with the results. Each suite says in its own module how its tables are made.
@@ -22,11 +22,11 @@ from benchmarks.serving import report as serving
 from benchmarks.serving.colours_report import colours_table
 from benchmarks.training.report import training_table
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 
 
-def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
-    """Name of a table in the README -> the file of results and how it is made from its rows."""
+def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
+    """Name of a table -> the file of results and how it is made from its rows."""
     return {
         "serving-goals": ("serving", serving.goals_table),
         "serving-servers": ("serving", serving.servers_table),
@@ -42,18 +42,18 @@ def readme_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
     }
 
 
-def filled(readme: str, results: Path = RESULTS) -> str:
-    """A README with its tables as the results have them.
+def filled(page: str, results: Path = RESULTS) -> str:
+    """A page with its tables as the results have them.
 
     Raises:
         ValueError: a marker names no table, or has no end.
     """
-    tables = readme_tables()
+    tables = page_tables()
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in tables:
-            raise ValueError(f"the README has a table {name!r}; there are {', '.join(tables)}")
+            raise ValueError(f"the page has a table {name!r}; there are {', '.join(tables)}")
         file, make = tables[name]
         path = results / f"{file}.json"
         content = NOT_MEASURED
@@ -63,13 +63,13 @@ def filled(readme: str, results: Path = RESULTS) -> str:
         return f"<!-- table {name} -->\n{content}\n<!-- end {name} -->"
 
     pattern = re.compile(r"<!-- table (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
-    text = pattern.sub(table, readme)
-    if len(re.findall(r"<!-- table ", readme)) != len(pattern.findall(readme)):
-        raise ValueError("a table of the README lacks its end marker")
+    text = pattern.sub(table, page)
+    if len(re.findall(r"<!-- table ", page)) != len(pattern.findall(page)):
+        raise ValueError("a table of the page lacks its end marker")
     return text
 
 
-def write_readme(results: Path = RESULTS, readme: Path = README) -> None:
-    """Bring the README's tables up to date."""
-    text = filled(readme.read_text(encoding="utf-8"), results)
-    readme.write_text(text, encoding="utf-8")
+def write_pages() -> None:
+    """Bring the tables of all pages up to date."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command line, the README's tables, and the fits of growth."""
+"""The command line, the READMEs' tables, and the fits of growth."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(RUN), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_the_readme_has_the_tables_of_the_results():
-    readme = tables.README.read_text(encoding="utf-8")
-    assert "<!-- table serving-servers -->" in readme
-    assert tables.filled(readme) == readme, "run `python benchmarks/run.py tables`"
+def test_the_pages_have_the_tables_of_the_results():
+    pages = [page.read_text(encoding="utf-8") for page in tables.PAGES]
+    for name in tables.page_tables():
+        assert sum(f"<!-- table {name} -->" in page for page in pages) == 1
+    for page in pages:
+        assert tables.filled(page) == page, "run `python benchmarks/run.py tables`"
 
 
 def test_a_table_is_replaced_between_its_markers_alone(tmp_path: Path):
