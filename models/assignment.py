@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import logsumexp
 
 FLOOR = 1e-30
 
@@ -50,12 +49,13 @@ def sinkhorn(probability: np.ndarray, iterations: int = 50) -> np.ndarray:
     images, labels = probability.shape
     if images > labels:
         raise ValueError(f"{images} images cannot get different labels out of {labels}")
-    logs = np.log(np.maximum(probability.astype(np.float64), FLOOR))
-    slack = np.zeros((1, labels))  # what a column gives to no image, m - n in all
+    # Not in logarithms: no ratio of two entries is above 1 / FLOOR, which float64 holds many times over.
+    scaled = np.maximum(probability.astype(np.float64), FLOOR)
+    slack = np.full(labels, float(labels > images))  # what a column gives to no image, m - n in all
     for _ in range(iterations if images else 0):
-        columns = logsumexp(np.concatenate([logs, slack if labels > images else slack - np.inf]), axis=0)
-        logs, slack = logs - columns, slack - columns
-        logs = logs - logsumexp(logs, axis=1, keepdims=True)
+        columns = scaled.sum(0) + slack
+        scaled, slack = scaled / columns, slack / columns
+        scaled /= scaled.sum(1, keepdims=True)
         if labels > images:
-            slack = slack - logsumexp(slack) + np.log(labels - images)
-    return np.exp(logs)
+            slack *= (labels - images) / slack.sum()
+    return scaled

@@ -46,6 +46,13 @@ def test_sinkhorn_gives_no_label_more_than_one_image(images: int, labels: int) -
         assert normalised.min() >= 0
 
 
+def test_sinkhorn_stays_finite_where_probabilities_are_zero() -> None:
+    for matrix in (np.eye(3)[[0, 0, 1]], np.eye(5)[[4, 4, 4]], np.zeros((2, 2))):
+        normalised = sinkhorn(matrix, iterations=500)
+        np.testing.assert_allclose(normalised.sum(1), 1, atol=1e-9)
+        assert np.isfinite(normalised).all()
+
+
 def test_sinkhorn_keeps_a_matrix_that_is_normalised_both_ways() -> None:
     matrix = np.array([[0.7, 0.3], [0.3, 0.7]])
     np.testing.assert_allclose(sinkhorn(matrix), matrix, atol=1e-12)
