@@ -11,14 +11,15 @@ import ast
 import json
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
-from tritonclient.utils import np_to_triton_dtype
 
 from .onnx_graphs import ExportError, check_versions
 from .plans import repository_refusals
 from .repository import CONFIG_FILE, READINESS_FILE, RELEASE_FILE, RepositoryError, read_config
+
+TRITON_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "bfloat16": "BF16"}
+"""ONNX Runtime's names of element types -> Triton's, where they are more than upper case."""
 
 
 def check_repository(repository: Path) -> list[str]:
@@ -148,16 +149,9 @@ def _check_onnx(config: ModelConfig, path: Path) -> None:
                     f"{path}: input {entry.name} has shape {found[entry.name].shape}; {CONFIG_FILE} allows ragged "
                     "batches, which come in one dimension"
                 )
-            dtype = _numpy_type(found[entry.name].type)
-            name = DataType.Name(entry.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
-            if np_to_triton_dtype(dtype) != name:
+            element = found[entry.name].type.removeprefix("tensor(").removesuffix(")")
+            if DataType.Name(entry.data_type) != f"TYPE_{TRITON_TYPES.get(element, element.upper())}":
                 raise RepositoryError(
-                    f"{path}: {kind} {entry.name} is {found[entry.name].type}, {CONFIG_FILE} says {name}"
+                    f"{path}: {kind} {entry.name} is {found[entry.name].type}, {CONFIG_FILE} says "
+                    f"{DataType.Name(entry.data_type)}"
                 )
-
-
-def _numpy_type(name: str) -> type:
-    """numpy's type of an ONNX Runtime type name, "tensor(float)"."""
-    inner = name.removeprefix("tensor(").removesuffix(")")
-    special = {"float": np.float32, "double": np.float64, "string": np.object_, "bool": np.bool_}
-    return special.get(inner) or getattr(np, inner)

@@ -60,7 +60,7 @@ def main(quick: bool, output: Path) -> None:
 
 
 def _inputs(bundle: ColourMatcherBundle, product: HeldOutProduct) -> dict[str, Tensor]:
-    photos = [Product("", (image,), "", (), {}, "test") for image in product.images]
+    photos = [Product(str(number), (image,), "", (), {}, "test") for number, image in enumerate(product.images)]
     return real_inputs(bundle, [(photos, product.labels)])
 
 

@@ -31,6 +31,17 @@ def test_a_fresh_export_fits(repository: Path) -> None:
     assert "fit their files" in result.output
 
 
+def test_types_of_tensors_are_checked(colour_repository: Path, tmp_path: Path) -> None:
+    assert "match_colours" in check_repository(colour_repository)
+    copy = tmp_path / "repository"
+    shutil.copytree(colour_repository, copy)
+    path = copy / "colour_matcher" / "config.pbtxt"
+    assert "TYPE_BOOL" in path.read_text()
+    path.write_text(path.read_text().replace("TYPE_BOOL", "TYPE_UINT8"))
+    with pytest.raises(RepositoryError, match=r"pair_present is tensor\(bool\), config.pbtxt says TYPE_UINT8"):
+        check_repository(copy)
+
+
 def newer_opset(repository: Path) -> None:
     path = repository / "categorizer" / "1" / "model.onnx"
     model = onnx.load(path)
