@@ -82,7 +82,9 @@ def roll_out(
                 # A name of its own, over a version folder that exists in this request only.
                 pinned = _pinned(configs[ensemble], versions.new)
                 pinned.name = candidate
-                server.load(candidate, pinned, files={f"file:{versions.new}/{RELEASE_FILE}": b"{}"})
+                named = {output.label_filename for output in pinned.output if output.label_filename}
+                labels = {f"file:{name}": (repository / ensemble / name).read_bytes() for name in named}
+                server.load(candidate, pinned, files={f"file:{versions.new}/{RELEASE_FILE}": b"{}"} | labels)
                 readiness.ask(client, candidate, configs[ensemble], repository, timeout, headers)
             except (RollOutError, readiness.NotReady):
                 with contextlib.suppress(RollOutError):
@@ -170,8 +172,11 @@ def _with_versions(config: ModelConfig, versions: Sequence[int]) -> ModelConfig:
 
 
 def _pinned(ensemble: ModelConfig, version: int) -> ModelConfig:
-    """The ensemble's configuration for one version, over steps of that version."""
+    """The ensemble's configuration for one version, over steps of that version and with its labels."""
     changed = _with_versions(ensemble, [version])
+    for output in changed.output:
+        if output.label_filename:
+            output.label_filename = f"{version}/{output.label_filename}"
     for step in changed.ensemble_scheduling.step:
         step.model_version = version
     return changed

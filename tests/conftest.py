@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from typer.testing import CliRunner
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -145,12 +146,12 @@ def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def fused_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour matcher exported for a GPU: a Python model with the fused matcher, which runs in torch on a CPU."""
-    from export.bundles import export_bundle
-    from export.precision import Runtime
-    from export.system import ExportTarget
+    import shelfwise
 
     repository = tmp_path_factory.mktemp("fused") / "model_repository"
-    export_bundle(colour_bundle, repository, target=ExportTarget(Runtime.GPU))
+    command = ["export", str(colour_bundle), "--target", "gpu", "--repository", str(repository)]
+    result = CliRunner().invoke(shelfwise.app, command)
+    assert result.exit_code == 0, result.output
     return repository
 
 

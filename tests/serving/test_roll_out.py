@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from serving.readiness import NotReady
@@ -23,7 +24,7 @@ ENSEMBLE = """
 platform: "ensemble"
 max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
-output { name: "z" data_type: TYPE_FP32 dims: 1 }
+output { name: "z" data_type: TYPE_FP32 dims: 1 label_filename: "labels.txt" }
 ensemble_scheduling {
   step { model_name: "multiply" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }
   step { model_name: "add" model_version: -1 input_map { key: "x" value: "y" } output_map { key: "y" value: "z" } }
@@ -54,6 +55,11 @@ def add_version(repository: Path, version: int, factor: float, summand: float) -
     (ensemble / "config.pbtxt").write_text(ENSEMBLE)
     (ensemble / "readiness.json").write_text(json.dumps([{"x": 1.0}]))
     (ensemble / str(version) / "release.json").write_text("{}")
+    for folder in (
+        ensemble,
+        ensemble / str(version),
+    ):  # as the export leaves them: the newest version's and each its own
+        (folder / "labels.txt").write_text(f"label of {version}\n")
 
 
 class Traffic:
@@ -85,9 +91,16 @@ class Traffic:
                     self.errors.append(str(error))
 
 
-def ask(client: object) -> float:
+def ask(client: InferenceServerClient) -> float:
     x = infer_input("x", np.array([[5.0]], np.float32), "FP32")
-    return float(client.infer("linear", [x], client_timeout=30).as_numpy("z")[0, 0])  # type: ignore[attr-defined]
+    return float(client.infer("linear", [x], client_timeout=30).as_numpy("z")[0, 0])
+
+
+def label(client: InferenceServerClient) -> str:
+    """The label of z, by Triton's classification extension."""
+    x = infer_input("x", np.array([[5.0]], np.float32), "FP32")
+    answer = client.infer("linear", [x], outputs=[InferRequestedOutput("z", class_count=1)], client_timeout=30)
+    return answer.as_numpy("z")[0, 0].decode().split(":")[-1]
 
 
 def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., TritonServer], tmp_path: Path) -> None:
@@ -100,6 +113,7 @@ def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., Trit
         add_version(repository, 2, factor=3, summand=10)
         assert roll_out(server.url, repository, "linear") == Versions(old=1, new=2)
         assert ask(client) == 25.0
+        assert label(client) == "label of 2"
         assert not client.is_model_ready("multiply", "1"), "the old steps are unloaded"
         assert not client.is_model_ready("linear_candidate")
 
@@ -115,6 +129,7 @@ def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., Trit
         with pytest.raises(RollOutError, match="add was not loaded"):
             roll_out(server.url, repository, "linear")
         assert ask(client) == 25.0
+        assert label(client) == "label of 2", "not those of the newest version in the repository"
     assert traffic.errors == []
     assert len(traffic.answers) > 20
     assert set(traffic.answers) == {11.0, 25.0}, "no answer came out of the old and the new steps together"
