@@ -14,7 +14,8 @@ def training_table(rows: Rows) -> str:
     lines: list[list[Any]] = []
     for row in rows:
         if row["measured"] == "stage":
-            lines.append([row["stage"], row["examples_per_second"], row.get("loader_share"), None])
+            what = f"{row['system']}, {row['stage']}, {row['examples']}"
+            lines.append([what, row["examples_per_second"], row.get("loader_share"), None])
         elif row["measured"] == "head":
             what = f"head on cached embeddings, {row['classes']:,} classes, {row['loss']}"
             lines.append([what, row["examples_per_second"], None, row.get("gpu_memory_mb", row["memory_mb"])])

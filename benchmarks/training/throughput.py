@@ -24,19 +24,26 @@ from benchmarks.growth.growth import ring_table
 from benchmarks.isolated import in_own_process
 from benchmarks.results import write
 from benchmarks.training.report import write_report
+from catalogue.colour_groups import ColourGroups
+from catalogue.colour_labels import clean_labels
+from catalogue.colour_sample import generate_colour_sample
 from catalogue.feed import open_feed
 from catalogue.sample import generate_sample
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
+from models.colour_matcher import ColourHead, ColourMatcher
 from models.dual_encoder import DualEncoder
 from models.encoders import small_image_encoder, small_text_encoder
 from models.tokenizer import fit_max_length, set_length, train_tokenizer
 from training.category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, ModalityDropout
+from training.colour_examples import ColourPairs, ColourProducts, prepare_colour_examples
+from training.colour_tasks import ColourContrastiveTask, ColourEvaluator, ColourFrozenTask, ColourJointTask
 from training.contrastive import ContrastiveTask
 from training.examples import prepare_examples, read_text
 from training.labels import LabelScheme, NeighbourTable
 from training.losses import LabelLoss
+from training.match_colours import ColourSettings, colour_towers, frozen_products, label_tokenizer
 from training.metrics import CategoryMetrics, taxonomy_table
 from training.sampling import EpochSampler
 from training.train import Task
@@ -62,7 +69,9 @@ def main(quick: bool, output: Path) -> None:
 def measure(quick: bool) -> Iterator[Row]:
     """All rows of the suite."""
     with tempfile.TemporaryDirectory() as folder:
-        yield from stages(Path(folder), products=400 if quick else 2000, steps=6 if quick else 20)
+        steps = 6 if quick else 20
+        yield from category_stages(Path(folder), products=400 if quick else 2000, steps=steps)
+        yield from colour_stages(Path(folder), products=100 if quick else 400, steps=steps)
     check_losses()
     steps = 5 if quick else 20
     for variant in LOSSES:
@@ -76,7 +85,7 @@ def measure(quick: bool) -> Iterator[Row]:
     yield extrapolation(points)
 
 
-def stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
+def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     """Steps of contrastive training and of fine-tuning end to end, as `shelfwise train categorize` runs them."""
     generate_sample(folder / "sample.parquet", products)
     feed = open_feed(folder / "sample.parquet")
@@ -89,7 +98,8 @@ def stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     start = time.perf_counter()
     examples = prepare_examples(feed, text, taxonomy, tokenizer, 80, 64, folder / "examples")
     prepared = len(text.titles) / (time.perf_counter() - start)
-    yield {"measured": "stage", "stage": "preparing the feed", "examples_per_second": prepared}
+    described = {"measured": "stage", "system": "categorize", "examples": "products"}
+    yield described | {"stage": "preparing the feed", "examples_per_second": prepared}
 
     image_encoder = small_image_encoder(80, 64, WIDTH)
     text_encoder = small_text_encoder(tokenizer.get_vocab_size(), length, WIDTH)
@@ -111,7 +121,36 @@ def stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
         ),
     }
     for stage, (task, batch) in tasks.items():
-        yield {"measured": "stage", "stage": stage, "batch": batch, **run_steps(task, batch, steps)}
+        yield described | {"stage": stage, "batch": batch, **run_steps(task, batch, steps)}
+
+
+def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
+    """Steps of the three stages of `shelfwise train match-colours`; of the last two an example is a whole product."""
+    settings = ColourSettings()
+    generate_colour_sample(folder / "colours.parquet", products)
+    feed = open_feed(folder / "colours.parquet")
+    start = time.perf_counter()
+    examples = prepare_colour_examples(feed, settings.image_height, settings.image_width, folder / "photos")
+    described = {"measured": "stage", "system": "match-colours"}
+    prepared = len(examples.variants) / (time.perf_counter() - start)
+    yield described | {"stage": "preparing the feed", "examples": "photos", "examples_per_second": prepared}
+
+    tokenizer = label_tokenizer(examples.colours(), settings, clean_labels)
+    validation = list(ColourGroups(examples.variants, "val").evaluation())
+    evaluator = ColourEvaluator(examples, validation, tokenizer)
+    towers = colour_towers(settings, tokenizer)
+    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
+    pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
+    grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels)
+    joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
+    embedded = frozen_products(matcher.image_tower, grouped, views=1)
+    tasks: dict[str, tuple[Task, int, str]] = {
+        "contrastive": (ColourContrastiveTask(towers, pairs, evaluator), settings.contrastive.batch_size, "photos"),
+        "joint": (joint, settings.joint.batch_size, "products"),
+        "frozen": (ColourFrozenTask(matcher, embedded, evaluator), settings.frozen.batch_size, "products"),
+    }
+    for stage, (task, batch, unit) in tasks.items():
+        yield described | {"stage": stage, "examples": unit, "batch": batch, **run_steps(task, batch, steps)}
 
 
 def run_steps(task: Task, batch_size: int, steps: int) -> Row:
