@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from export.chain import Chain
 from export.float_types import BFLOAT16, FLOAT16, lower_floats
 from export.onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, save_onnx
 from export.parity import ParityError, ParityLimits, failures, run_onnx
-from export.precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
+from export.precision import ALLOWED, LIMITS, Precision, Runtime, choose_precision, lower_graph
 from export.quantization import Quantization, Quantizer, quantizable_nodes
+
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 class Encoder(nn.Module):
@@ -190,3 +193,17 @@ def test_weights_too_large_for_one_file_go_beside_it(
     graph, path = exported(tmp_path)
     assert path.with_name("model.onnx.data").is_file()
     assert Chain([graph], [pixels]).compare(graph, path)[0].failure(ParityLimits()) == ""
+
+
+def test_the_readme_states_limits_and_targets_as_they_are() -> None:
+    table = re.findall(
+        r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.]+) % \| ([\w, ]+) \|$", README.read_text(), re.M
+    )
+    stated = {}
+    for name, cosine, difference, share, targets in table:
+        limits = ParityLimits(float(cosine), float(difference), round(float(share) / 100, 6))
+        stated[Precision(name)] = (limits, set(targets.split(", ")))
+    assert stated == {
+        precision: (limits, {runtime.value for runtime, allowed in ALLOWED.items() if precision in allowed})
+        for precision, limits in LIMITS.items()
+    }
