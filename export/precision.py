@@ -24,7 +24,7 @@ from .bisection import fewest_kept
 from .chain import Chain
 from .float_types import BFLOAT16, FLOAT16, lower_floats, lowerable_nodes
 from .onnx_graphs import ExportError, GraphSpec, save_onnx
-from .parity import OutputParity, ParityError, ParityLimits, failures, run_onnx
+from .parity import OutputParity, ParityError, ParityLimits, failures, run_onnx, split_rows
 from .quantization import Quantization, Quantizer
 
 
@@ -201,7 +201,8 @@ def _worst_nodes(
         return []
     if not holds(names):
         return None
-    batch = {name: tensor[:SENSITIVITY_ROWS] for name, tensor in quantizer.calibration[0].items()}
+    most = max(quantizer.calibration, key=lambda batch: max(map(len, batch.values())))
+    batch = split_rows(most, SENSITIVITY_ROWS)[0]
     expected = run_onnx(path, batch, list(graph.outputs), exact=exact)
     errors = {}
     for name in names:

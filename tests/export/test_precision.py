@@ -40,6 +40,13 @@ class Encoder(nn.Module):
         return nn.functional.normalize(self.layer(features), dim=-1)
 
 
+class RaggedEncoder(Encoder):
+    """The same on photos that come one after the other, some of them asked for."""
+
+    def forward(self, pixel_values: Tensor, wanted: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(pixel_values.view(-1, 3, 8, 8))[wanted]
+
+
 @pytest.fixture(scope="module")
 def pixels() -> dict[str, Tensor]:
     return {"pixel_values": torch.rand(19, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
@@ -139,10 +146,16 @@ def test_static_quantisation_without_calibration_data_is_refused(tmp_path: Path)
         Quantizer(path, Quantization.STATIC, [], tmp_path)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
 def test_the_nodes_that_err_most_stay_in_float32_until_the_limits_hold(
-    pixels: dict[str, Tensor], tmp_path: Path
+    pixels: dict[str, Tensor], tmp_path: Path, ragged: bool
 ) -> None:
     graph, path = exported(tmp_path)
+    if ragged:
+        examples = {"pixel_values": torch.zeros(2 * 192), "wanted": torch.tensor([1, 0, 1])}
+        axes = {"pixel_values": {0: "pixels"}, "wanted": {0: "rows"}}
+        graph = GraphSpec("encoder", RaggedEncoder(overflow=False), examples, ["embeds"], dynamic_axes=axes)
+        pixels = {"pixel_values": pixels["pixel_values"].flatten(), "wanted": torch.arange(18)}
     with torch.no_grad():
         # One channel drowns the others, and counts no more than they: the same function, hard to tell in 8 bits.
         graph.module.get_parameter("convolution.weight")[0] *= 300
