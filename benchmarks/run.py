@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def run_suite(suite: str, only: str | None, *, quick: bool, output: Path) -> lis
     failures = []
     for module in modules:
         print(f"== {suite}: {module}", flush=True)
+        begin = time.perf_counter()
         try:
             importlib.import_module(module).main(quick=quick, output=output)
         except ImportError as error:
@@ -45,6 +47,7 @@ def run_suite(suite: str, only: str | None, *, quick: bool, output: Path) -> lis
         except Exception as error:  # one suite that fails must not cost the others
             traceback.print_exc()
             failures.append(f"{module} failed: {type(error).__name__}: {error}")
+        print(f"== {suite}: {module} took {time.perf_counter() - begin:.0f} s", flush=True)
     return failures
 
 

@@ -75,10 +75,10 @@ REGIMES = {
 
 
 def main(quick: bool, output: Path) -> None:
-    """Measure every regime and write JSON, table and plot to `output`; quick: the drawn catalogue, one seed."""
+    """Measure every regime and write JSON, table and plot to `output`; quick: a small drawn catalogue, one pass."""
     rows = []
-    for path in [drawn_catalogue()] if quick else feeds():
-        for row in FeedComparison(path).rows(SEEDS[:1] if quick else SEEDS):
+    for path in [drawn_catalogue(800)] if quick else feeds():
+        for row in FeedComparison(path, quick=quick).rows(SEEDS[:1] if quick else SEEDS):
             print(summary(row), flush=True)
             rows.append(row)
     results.write("labels", rows, ("torch", "transformers", "numpy"), output)
@@ -92,20 +92,20 @@ def feeds() -> list[Path]:
     return [DATA / name for name in FEEDS if (DATA / name).is_file()] or [drawn_catalogue()]
 
 
-def drawn_catalogue() -> Path:
-    """The sample catalogue, drawn on first use."""
-    path = RUNS / "sample.parquet"
+def drawn_catalogue(products: int = 4000) -> Path:
+    """The sample catalogue of so many products, drawn on first use."""
+    path = RUNS / f"sample-{products}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        generate_sample(path)
+        generate_sample(path, products)
     return path
 
 
 class FeedComparison:
-    """All regimes on one feed, measured on its test split."""
+    """All regimes on one feed, measured on its test split; quick: each trained for one epoch."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, quick: bool) -> None:
+        self.path, self.quick = path, quick
         self.accelerator = make_accelerator()
         height, width = FEEDS.get(path.name, (80, 64))
         self.settings = CategorizeSettings(image_height=height, image_width=width).with_seed()
@@ -128,7 +128,7 @@ class FeedComparison:
             for split in SPLITS
         )
         steps = -(-len(train) // self.settings.head.batch_size)
-        epochs = max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
+        epochs = 1 if self.quick else max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
         for seed in seeds:
             budget = self.settings.head.model_copy(update={"epochs": epochs, "seed": seed})
             for given, dropout in INPUTS.items() if self.material.has_pairs else [("image", INPUTS["image"])]:

