@@ -75,7 +75,7 @@ def main(quick: bool, output: Path) -> None:
 
 def untrained_bundle(folder: Path) -> ColourMatcherBundle:
     """A bundle of the recipe's architecture with random weights, saved to `folder`/bundle."""
-    generate_colour_sample(folder / "colours.parquet", products=40)
+    generate_colour_sample(folder / "colours.parquet", products=16)
     groups: dict[str, list[Product]] = {}
     for product in open_feed(folder / "colours.parquet"):
         variant = colour_variant(product)
