@@ -116,9 +116,9 @@ def measure(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Itera
 
     classifier = ColourClassifierTask(material, settings)
     trained = partial(train_classifier, classifier, settings, folder, accelerator)
+    yield from kept("recipe", settings.seed, recipe, partial(recipe_rows, feed, settings, folder, accelerator))
     yield from kept(ALONE, settings.seed, recipe, partial(classifier_rows, trained, material))
     yield from kept("cosine of the towers", settings.seed, recipe, partial(cosine_rows, towers, material))
-    yield from kept("recipe", settings.seed, recipe, partial(recipe_rows, feed, settings, folder, accelerator))
     if path.name == REAL_FEED:
         yield from kept(LIMIT, settings.seed, recipe, partial(limit_rows, trained, folder / "bundle", material))
     parts, of_parts = Parts(towers, material, settings, accelerator), recipe | {"head": HEAD.model_dump(mode="json")}
