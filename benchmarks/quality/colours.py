@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,18 @@ PLAIN = ("real", "harder", "harder, more labels")  # what a classifier can be as
 
 def main(quick: bool, output: Path) -> None:
     """Measure and write JSON and table to `output`; quick: a small drawn feed, one pass a stage, one seed."""
-    rows: list[Row] = []
-    seeds = SEEDS[:1] if quick else SEEDS
     settings = ColourSettings()
     if quick:
         stages = {stage: getattr(settings, stage).model_copy(update={"epochs": 1}) for stage in STAGES}
         settings = settings.model_copy(update=stages)
-    for number, path in enumerate([drawn_feed(200)] if quick else feeds()):
-        for row in measure(path, settings, seeds if number == 0 else ()):  # without parts on the drawn feed
-            print(summary(row) if "one_to_one" in row else row, flush=True)
-            rows.append(row)
-    results.write("colours", rows, ("torch", "transformers", "numpy", "scipy"), output)
-    (output / "colours.md").write_text(matching_table(rows) + "\n", encoding="utf-8")
+    paths = [drawn_feed(200)] if quick else feeds()
+    whole = (row for path in paths for row in measure(path, settings))
+    rows: list[Row] = []
+    for row in chain(whole, measure_parts(paths[0], settings, SEEDS[:1] if quick else SEEDS)):
+        print(summary(row) if "one_to_one" in row else row, flush=True)
+        rows.append(row)
+        results.write("colours", rows, ("torch", "transformers", "numpy", "scipy"), output)
+        (output / "colours.md").write_text(matching_table(rows) + "\n", encoding="utf-8")
 
 
 def feeds() -> list[Path]:
@@ -99,33 +100,43 @@ def drawn_feed(products: int) -> Path:
     return path
 
 
-def measure(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Iterator[Row]:
-    """All rows of a feed; what an interrupted run with the same settings has measured is not measured again."""
+def measure(path: Path, settings: ColourSettings) -> Iterator[Row]:
+    """The recipe, the classifier and the limit of the labels on a feed."""
     feed, folder, accelerator = open_feed(path, detect_preset(path)), RUNS / path.stem, make_accelerator()
     towers, material = train_towers(feed, settings, folder, accelerator)
-    recipe = settings.model_dump(mode="json")
-
-    def kept(name: str, seed: int, recipe: Row, make: Callable[[], Iterator[Row]]) -> list[Row]:
-        file = folder / "measured" / f"{re.sub('[^a-z_]+', '-', name)}-{seed}.json"
-        if file.is_file() and (found := json.loads(file.read_text()))["recipe"] == recipe:
-            return list(found["rows"])
-        measured = [{"feed": path.stem, "matcher": name, "seed": seed, **row} for row in make()]
-        with atomic_file(file) as aside:
-            aside.write_text(json.dumps({"recipe": recipe, "rows": measured}))
-        return measured
-
     classifier = ColourClassifierTask(material, settings)
     trained = partial(train_classifier, classifier, settings, folder, accelerator)
-    yield from kept("recipe", settings.seed, recipe, partial(recipe_rows, feed, settings, folder, accelerator))
-    yield from kept(ALONE, settings.seed, recipe, partial(classifier_rows, trained, material))
-    yield from kept("cosine of the towers", settings.seed, recipe, partial(cosine_rows, towers, material))
+    makers: dict[str, Callable[[], Iterator[Row]]] = {
+        "recipe": partial(recipe_rows, feed, settings, folder, accelerator),
+        ALONE: partial(classifier_rows, trained, material),
+        "cosine of the towers": partial(cosine_rows, towers, material),
+    }
     if path.name == REAL_FEED:
-        yield from kept(LIMIT, settings.seed, recipe, partial(limit_rows, trained, folder / "bundle", material))
-    parts, of_parts = Parts(towers, material, settings, accelerator), recipe | {"head": HEAD.model_dump(mode="json")}
+        makers[LIMIT] = partial(limit_rows, trained, folder / "bundle", material)
+    for name, make in makers.items():
+        yield from kept(folder, name, settings.seed, settings.model_dump(mode="json"), make)
+
+
+def measure_parts(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Iterator[Row]:
+    """Heads with and without a part on the towers that `measure` trained."""
+    feed, folder, accelerator = open_feed(path, detect_preset(path)), RUNS / path.stem, make_accelerator()
+    parts = Parts(*train_towers(feed, settings, folder, accelerator), settings, accelerator)
+    recipe = settings.model_dump(mode="json") | {"head": HEAD.model_dump(mode="json")}
     for seed in seeds:
         for name, config in [*PARTS.items(), (LABELS_AS_WRITTEN, WHOLE)]:
             clean = list if name == LABELS_AS_WRITTEN else clean_labels
-            yield from kept(name, seed, of_parts, partial(parts.measured, config, clean, seed))
+            yield from kept(folder, name, seed, recipe, partial(parts.measured, config, clean, seed))
+
+
+def kept(folder: Path, name: str, seed: int, recipe: Row, make: Callable[[], Iterator[Row]]) -> list[Row]:
+    """Rows as they were measured before with the same settings, else measured now."""
+    file = folder / "measured" / f"{re.sub('[^a-z_]+', '-', name)}-{seed}.json"
+    if file.is_file() and (found := json.loads(file.read_text()))["recipe"] == recipe:
+        return list(found["rows"])
+    measured = [{"feed": folder.name, "matcher": name, "seed": seed, **row} for row in make()]
+    with atomic_file(file) as aside:
+        aside.write_text(json.dumps({"recipe": recipe, "rows": measured}))
+    return measured
 
 
 def classifier_rows(trained: Callable[[], ColourClassifierTask], material: ColourMaterial) -> Iterator[Row]:
