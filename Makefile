@@ -53,9 +53,9 @@ $(RUNS)/sample.parquet: | install
 	$(BIN)/shelfwise sample $@
 
 # A process for each of two cores, one thread each: models this small gain nothing from a second one. Whole files stay
-# together; training, the longest, comes first so that nothing waits for it at the end.
+# together, in the order of tests/conftest.py.
 test: install lint typecheck
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/training tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,6 +20,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Training, the longest, first: in two processes nothing waits for it at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "training")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of the real data sets; the test is skipped where it is absent."""
