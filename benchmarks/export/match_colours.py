@@ -48,15 +48,16 @@ def main(quick: bool, output: Path) -> None:
     expected = _own(products, (run_torch(graph, one)["probability"][0] for one in asked))
     rows = [_row("PyTorch float32", products, expected)]
     with lowered_forms(graph, chain, chain.inputs(graph)) as forms:
-        for form, lowered, path in forms:
+        for form, lowered, file in forms:
             found = _own(products, _answers(lowered.runnable, asked, exact=form.exact))
             row = _row(form.name, products, found)
             same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(expected, found, strict=True)])
             row |= {"agreement": round(float(same.mean()), 5), "kept_in_float32": lowered.kept}
-            row["bytes"] = file_bytes(path)
+            row["bytes"] = file_bytes(file)
             rows.append(row)
             print({name: value for name, value in row.items() if name != "sinkhorn"}, flush=True)
-    print("Wrote", write("export_match_colours", rows, PACKAGES, output))
+            path = write("export_match_colours", rows, PACKAGES, output)  # some forms take minutes
+    print("Wrote", path)
 
 
 def _inputs(bundle: ColourMatcherBundle, product: HeldOutProduct) -> dict[str, Tensor]:
