@@ -221,7 +221,7 @@ def export(
             typer.echo(
                 f"  {model:14} {report.precision[model]:13} {output.output:17} {figures}  ({output.rows} real inputs)"
             )
-        if report.kept.get(model):
+        if report.kept[model]:
             typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
     typer.echo(f"{report.repository}: version {report.version} published")
 

@@ -174,7 +174,8 @@ def export_system(
                 "parity_measured_on": "cpu",
                 "bytes": size,
             }
-            report.parity[name], report.precision[name], report.bytes[name] = parity, precision.value, size
+            report.parity[name], report.kept[name] = parity, []
+            report.precision[name], report.bytes[name] = precision.value, size
         for name, summary in summaries.items():
             (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")

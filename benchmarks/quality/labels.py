@@ -78,7 +78,7 @@ def main(quick: bool, output: Path) -> None:
     """Measure every regime and write JSON, table and plot to `output`; quick: a small drawn catalogue, one pass."""
     rows = []
     for path in [drawn_catalogue(800)] if quick else feeds():
-        for row in FeedComparison(path, quick=quick).rows(SEEDS[:1] if quick else SEEDS):
+        for row in FeedComparison(path).rows(SEEDS[:1] if quick else SEEDS, quick=quick):
             print(summary(row), flush=True)
             rows.append(row)
     results.write("labels", rows, ("torch", "transformers", "numpy"), output)
@@ -102,10 +102,10 @@ def drawn_catalogue(products: int = 4000) -> Path:
 
 
 class FeedComparison:
-    """All regimes on one feed, measured on its test split; quick: each trained for one epoch."""
+    """All regimes on one feed, measured on its test split."""
 
-    def __init__(self, path: Path, *, quick: bool) -> None:
-        self.path, self.quick = path, quick
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.accelerator = make_accelerator()
         height, width = FEEDS.get(path.name, (80, 64))
         self.settings = CategorizeSettings(image_height=height, image_width=width).with_seed()
@@ -118,8 +118,8 @@ class FeedComparison:
         tree = taxonomy_table(self.paths)
         self.evaluator = CategoryEvaluator(lambda: CategoryMetrics(self.table.ids[:, 1:], tree))
 
-    def rows(self, seeds: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """A row per seed, input and regime."""
+    def rows(self, seeds: tuple[int, ...], *, quick: bool) -> Iterator[dict[str, Any]]:
+        """A row per seed, input and regime; quick: of heads trained for one epoch."""
         if not self.material.has_pairs:
             self.train_image_encoder()
         examples = self.material.examples
@@ -128,7 +128,7 @@ class FeedComparison:
             for split in SPLITS
         )
         steps = -(-len(train) // self.settings.head.batch_size)
-        epochs = 1 if self.quick else max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
+        epochs = 1 if quick else max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
         for seed in seeds:
             budget = self.settings.head.model_copy(update={"epochs": epochs, "seed": seed})
             for given, dropout in INPUTS.items() if self.material.has_pairs else [("image", INPUTS["image"])]:

@@ -55,10 +55,7 @@ def add_version(repository: Path, version: int, factor: float, summand: float) -
     (ensemble / "config.pbtxt").write_text(ENSEMBLE)
     (ensemble / "readiness.json").write_text(json.dumps([{"x": 1.0}]))
     (ensemble / str(version) / "release.json").write_text("{}")
-    for folder in (
-        ensemble,
-        ensemble / str(version),
-    ):  # as the export leaves them: the newest version's and each its own
+    for folder in (ensemble, ensemble / str(version)):  # as the export leaves them
         (folder / "labels.txt").write_text(f"label of {version}\n")
 
 

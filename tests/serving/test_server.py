@@ -400,7 +400,10 @@ def test_encrypted_and_gated_server_answers_those_who_show_both(
 # The end
 
 
-def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(tmp_path: Path) -> None:
+def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.server.UNLOAD_SECONDS", 60.0)  # a slow machine's Triton ends by itself, too
     server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
     with server, ThreadPoolExecutor(6) as callers:
         assert server.process is not None
@@ -420,6 +423,7 @@ def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(tmp_path: Path) 
         stopped.join(20)
         assert time.monotonic() - begin < server.grace_seconds
     assert server.stop() == 0
+    assert server.process.returncode == 0
     assert not any(process.is_running() for process in processes)
     assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
 
