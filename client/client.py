@@ -15,7 +15,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.grpc import service_pb2
 
 from . import colours
 from .errors import (
@@ -311,17 +311,18 @@ def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: in
         InvalidInput: k is larger than what the server returns.
         ServerError: an output is missing or has another number of rows: this is no Shelfwise server.
     """
-    result = InferResult(response)
-    labels, ids, probabilities, neighbour_kl = (output(result, MODEL, name, (len(rows), None)) for name in OUTPUTS)
-    if k > labels.shape[1]:
-        raise InvalidInput(f"k is {k}, but this server returns {labels.shape[1]} categories")
+    labels, ids, probabilities, neighbour_kl = (output(response, MODEL, name, (len(rows), None)) for name in OUTPUTS)
+    returned = labels.shape[1]
+    if k > returned:
+        raise InvalidInput(f"k is {k}, but this server returns {returned} categories")
     answers = []
     for row in range(len(rows)):
+        best = slice(row * returned, row * returned + k)
         categories = []
         for label, number, probability in zip(
-            labels[row, :k], ids[row, :k].tolist(), probabilities[row, :k].tolist(), strict=True
+            labels.values[best], ids.values[best], probabilities.values[best], strict=True
         ):
             text = label.decode()
             categories.append(Category(text, tuple(text.split(PATH_SEPARATOR)), number, probability))
-        answers.append(Categorization(tuple(categories), float(neighbour_kl[row, 0])))
+        answers.append(Categorization(tuple(categories), neighbour_kl.values[row]))
     return answers

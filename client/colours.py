@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.grpc import service_pb2
 
 from .errors import InvalidInput
 from .images import Image, encode_image
@@ -55,14 +55,15 @@ def parse(
     Raises:
         ServerError: the answer is not that of a Shelfwise server.
     """
-    result = InferResult(response)
-    probability = output(result, MODEL, "probability", (1, images, len(labels)))[0]
-    assignment = output(result, MODEL, "assignment", (1, images))[0]
-    chosen = assignment if one_to_one else probability.argmax(axis=1)
-    return tuple(
-        ColourMatch(labels[index], index, row[index], tuple(row))
-        for index, row in zip(chosen.tolist(), probability.tolist(), strict=True)
-    )
+    width = len(labels)
+    probability = output(response, MODEL, "probability", (1, images, width)).values
+    assignment = output(response, MODEL, "assignment", (1, images)).values
+    matches = []
+    for image, assigned in enumerate(assignment):
+        row = tuple(probability[image * width : (image + 1) * width])
+        chosen = assigned if one_to_one else row.index(max(row))
+        matches.append(ColourMatch(labels[chosen], chosen, row[chosen], row))
+    return tuple(matches)
 
 
 def _utf8(label: str, place: int) -> bytes:

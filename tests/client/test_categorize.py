@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 
 import client as shelfwise
 from client import Categorization, Category, InvalidInput, ServerError, ShelfwiseClient, ShelfwiseError
+from client.tensors import bytes_tensor, output
 
 NOBODY = "127.0.0.1:1"
 
@@ -125,6 +126,24 @@ def test_answer_of_another_kind_of_server_is_refused(grpc_server: Callable) -> N
     url = grpc_server(lambda request, context: service_pb2.ModelInferResponse(model_name="categorize"))
     with ShelfwiseClient(url) as client, pytest.raises(ServerError, match=r"'category' of shape \[1, any\]"):
         client.categorize(title="a")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "content"),
+    [
+        ("BYTES", bytes_tensor([b"a", b"b"])),
+        ("BYTES", bytes_tensor([b"a", b"b", b"c"])[:-1]),
+        ("BYTES", bytes_tensor([b"a", b"b", b"c"]) + b"\0"),
+        ("FP32", b"\0" * 16),
+        ("FP32", b"\0" * 13),
+        ("BF16", b"\0" * 6),
+    ],
+)
+def test_an_answer_whose_bytes_do_not_fit_its_shape_is_refused(datatype: str, content: bytes) -> None:
+    tensor = service_pb2.ModelInferResponse.InferOutputTensor(name="category", datatype=datatype, shape=(1, 3))
+    response = service_pb2.ModelInferResponse(outputs=[tensor], raw_output_contents=[content])
+    with pytest.raises(ServerError, match=rf"but has {len(content)} bytes of {datatype} in it"):
+        output(response, "categorize", "category", (1, None))
 
 
 def test_threads_share_one_client_without_mixing_answers(client: ShelfwiseClient) -> None:
