@@ -92,7 +92,7 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> tuple[np.ndarray, int]
             return _decode_with_pillow(data, height, width)
         raise ImageError(f"damaged or truncated JPEG, {len(data)} bytes: {error}") from error
     if pixels.shape[:2] != fit:
-        pixels = np.asarray(_resize(Image.fromarray(pixels), *fit))
+        pixels = np.asarray(_resize_decoded(Image.fromarray(pixels), *fit))
     return pixels, orientation
 
 
@@ -208,6 +208,14 @@ def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
     # Antialiased: the filter widens with the reduction, and transparent pixels weigh nothing. The gap lets far larger
     # pictures be averaged down first.
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _resize_decoded(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.width < width or image.height < height:
+        return _resize(image, height, width)
+    # The scaled DCT has filtered already and leaves a small factor: half the taps give a picture as close to the bicubic
+    # one of the whole photo (0.49/255 for 0.48/255). The mean of the area (BOX) is faster still, but not as close (1.3).
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _letterbox(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
