@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks import results
 from benchmarks.results import NOT_MEASURED
 from benchmarks.serving import decoding, perf_analyzer, sweep, triton_statistics
+from benchmarks.serving.bulk import bulk
 from benchmarks.serving.correctness import mistake
 from benchmarks.serving.in_process import InProcessTarget
 from benchmarks.serving.load import Target, Window, closed_loop, merged, open_loop
@@ -28,13 +29,14 @@ from benchmarks.serving.pipeline import Answers, Pipeline
 from benchmarks.serving.report import write_report
 from benchmarks.serving.rival_servers import RIVALS, Rival, RivalError, rivals_environment, running
 from benchmarks.serving.subjects import Subject, subject
-from benchmarks.serving.targets import GrpcTarget, OwnClientTarget
+from benchmarks.serving.targets import GrpcTarget, OwnClientTarget, TritonclientTarget
 from serving.server import TritonServer
 
 PACKAGES = ("onnxruntime", "tritonclient", "grpcio", "numpy", "torch", "simplejpeg", "tokenizers")
 RIVAL_PACKAGES = ("fastapi", "uvicorn", "litserve", "nvidia-pytriton", "onnxruntime", "torch", "numpy")
 TRITON = "Triton"
 IN_PROCESS = InProcessTarget.name
+OWN_CLIENT, BULK = "ShelfwiseClient", "categorize_many"
 OPEN_LOOP_SHARES = (0.5, 0.8, 0.95)
 NOISY = ("products_per_second", "p50_ms", "p90_ms")
 Row = dict[str, Any]
@@ -54,14 +56,15 @@ class Plan:
     open_loop_window: float
     p50_goal: float
     throughput_goal: float
+    bulk: tuple[int, int]  # rows a request, requests in flight
     sweep: bool = False
 
 
 FULL = {
-    "small": Plan(64, 3, 1.5, (1, 2, 4, 8, 16, 32), (1, 8, 32), (1, 8, 32), (1, 8), 4.0, 1.25, 0.9, sweep=True),
-    "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97),
+    "small": Plan(64, 3, 1.5, (1, 2, 4, 8, 16, 32), (1, 8, 32), (1, 8, 32), (1, 8), 4.0, 1.25, 0.9, (8, 4), sweep=True),
+    "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97, (4, 4)),
 }
-QUICK = {"small": Plan(16, 2, 1.0, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9)}
+QUICK = {"small": Plan(16, 2, 1.0, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9, (8, 4))}
 
 
 @dataclass
@@ -69,8 +72,8 @@ class Load:
     """One thing to measure again in every round: what it is, how, and what came out."""
 
     identity: Row
-    run: Callable[[], Window | dict[str, float]]
-    found: list[Window | dict[str, float]] = field(default_factory=list)
+    run: Callable[[], Window | Mapping[str, float | str]]
+    found: list[Window | Mapping[str, float | str]] = field(default_factory=list)
     error: str = ""
 
     def measure(self) -> None:
@@ -161,8 +164,9 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
         with TritonServer(subject.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
             assert server.process is not None
             triton = GrpcTarget(TRITON, server.url, server.process.pid)
-            client = OwnClientTarget(TRITON, server.url, server.process.pid)
-            for target, batch in ((triton, 1), (triton, max(plan.batches)), (client, 1)):
+            raw = TritonclientTarget(TRITON, server.url, server.process.pid)
+            own = OwnClientTarget(TRITON, server.url, server.process.pid)
+            for target, batch in ((triton, 1), (triton, max(plan.batches)), (raw, 1), (own, 1)):
                 found = mistake(target, products, expected, batch)
                 if found:
                     yield {"measured": "load", "subject": subject.name, "server": TRITON, "error": f"wrong: {found}"}
@@ -171,15 +175,15 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
                 for concurrency in plan.concurrencies:
                     loads.append(closed(triton, subject, plan, images, titles, concurrency, batch))
             for concurrency in plan.client_concurrencies:
-                own = closed(client, subject, plan, images, titles, concurrency, 1)
-                own.identity["client"] = "ShelfwiseClient"
-                loads.append(own)
-                identity = own.identity | {"client": "perf_analyzer"}
-                loads.append(
-                    Load(
-                        identity, partial(perf_analyzer.closed_loop, server.url, products, concurrency, 1, plan.window)
-                    )
-                )
+                for name, target in (("tritonclient", raw), (OWN_CLIENT, own)):
+                    load = closed(target, subject, plan, images, titles, concurrency, 1)
+                    load.identity["client"] = name
+                    loads.append(load)
+                loads.append(by_perf_analyzer(server.url, subject, plan, concurrency, 1))
+            batch, in_flight = plan.bulk
+            stream = partial(bulk, server.url, products, batch, in_flight, 2 * plan.window)
+            loads.append(Load(closed_identity(subject, TRITON, BULK, in_flight, batch), stream))
+            loads.append(by_perf_analyzer(server.url, subject, plan, in_flight, batch))
             yield from in_rounds(loads, plan)
             yield from open_loop_rows(triton, subject, plan, images, titles, [load.row() for load in loads])
             for concurrency in (1, 8):
@@ -210,21 +214,33 @@ def closed(
     requests = [
         target.prepare(many_images[start : start + batch], many_titles[start : start + batch]) for start in starts
     ]
-    identity = {
-        "measured": "load",
-        "subject": subject.name,
-        "server": target.name,
-        "client": "none" if target.name == IN_PROCESS else "prepared requests",
-        "loop": "closed",
-        "concurrency": concurrency,
-        "batch": batch,
-    }
+    client = "none" if target.name == IN_PROCESS else "prepared requests"
 
     def run() -> Window:
         closed_loop(target, requests, batch, concurrency, plan.window / 3)
         return closed_loop(target, requests, batch, concurrency, plan.window)
 
-    return Load(identity, run)
+    return Load(closed_identity(subject, target.name, client, concurrency, batch), run)
+
+
+def by_perf_analyzer(url: str, subject: Subject, plan: Plan, concurrency: int, batch: int) -> Load:
+    """A closed loop that perf_analyzer drives."""
+    products = subject.products[: plan.products]
+    run = partial(perf_analyzer.closed_loop, url, products, concurrency, batch, plan.window)
+    return Load(closed_identity(subject, TRITON, "perf_analyzer", concurrency, batch), run)
+
+
+def closed_identity(subject: Subject, server: str, client: str, concurrency: int, batch: int) -> Row:
+    """What says which closed loop a row is of."""
+    return {
+        "measured": "load",
+        "subject": subject.name,
+        "server": server,
+        "client": client,
+        "loop": "closed",
+        "concurrency": concurrency,
+        "batch": batch,
+    }
 
 
 def open_loop_rows(
@@ -311,8 +327,10 @@ def goals(name: str, plan: Plan, rows: Sequence[Row]) -> Iterator[Row]:
         if row.get("loop") == "closed" and "error" not in row
     }
 
-    def of(server: str, concurrency: int, measure: str, client: str = "prepared requests") -> float | None:
-        row = closed_rows.get((server, client, concurrency, 1))
+    def of(
+        server: str, concurrency: int, measure: str, client: str = "prepared requests", batch: int = 1
+    ) -> float | None:
+        row = closed_rows.get((server, client, concurrency, batch))
         value = row[measure] if row else None
         return value if isinstance(value, float) else None
 
@@ -335,13 +353,18 @@ def goals(name: str, plan: Plan, rows: Sequence[Row]) -> Iterator[Row]:
         rate, p99 = of(rival.name, 8, "products_per_second"), of(rival.name, 8, "p99_ms")
         yield goal(f"throughput at concurrency 8 over {rival.name}", own_rate, rate, 1.3)
         yield goal(f"p99 at concurrency 8 over {rival.name}", own_p99, p99, 1.0)
-    own_p50 = of(TRITON, 1, "p50_ms", "ShelfwiseClient")
-    yield goal("p50 at concurrency 1, ShelfwiseClient over prepared requests", own_p50, of(TRITON, 1, "p50_ms"), 1.03)
-    for concurrency in plan.client_concurrencies:
+    own_p50, raw_p50 = (of(TRITON, 1, "p50_ms", client) for client in (OWN_CLIENT, "tritonclient"))
+    yield goal("p50 at concurrency 1, ShelfwiseClient over tritonclient", own_p50, raw_p50, 1.03)
+    batch, in_flight = plan.bulk
+    for client, concurrency, rows_a_request in (
+        *((OWN_CLIENT, concurrency, 1) for concurrency in plan.client_concurrencies),
+        (BULK, in_flight, batch),
+    ):
         rate, other = (
-            of(TRITON, concurrency, "products_per_second", client) for client in ("ShelfwiseClient", "perf_analyzer")
+            of(TRITON, concurrency, "products_per_second", name, rows_a_request) for name in (client, "perf_analyzer")
         )
-        yield goal(f"throughput at concurrency {concurrency}, ShelfwiseClient over perf_analyzer", rate, other, 0.9)
+        load = f"concurrency {concurrency}" + (f" and {rows_a_request} rows a request" if rows_a_request > 1 else "")
+        yield goal(f"throughput at {load}, {client} over perf_analyzer", rate, other, 0.9)
 
 
 def line(row: Row) -> str:

@@ -2,7 +2,8 @@
 
 All are as light as Python lets them be, so that the server is what is measured: gRPC sends messages that were built
 before, HTTP keeps its connection and sends the image file as the body and the title in the query, without multipart
-forms or base64. The project's own client is a target too: its calls are whole, from bytes to `Categorization`.
+forms or base64. tritonclient and the project's own client are targets, too: their calls are whole, from bytes to what
+the caller reads.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ import json
 import struct
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
+from tritonclient.grpc import (
+    InferenceServerClient,
+    InferInput,
+    InferRequestedOutput,
+    InferResult,
+    service_pb2,
+    service_pb2_grpc,
+)
 
 from benchmarks.serving.load import Connection
 from benchmarks.serving.pipeline import Answers
@@ -77,6 +85,26 @@ class GrpcTarget:
         return Answers(category=category, **arrays)
 
 
+class TritonclientConnection:
+    """tritonclient as its users write it: numpy arrays in, numpy arrays out."""
+
+    def __init__(self, url: str) -> None:
+        self.client = InferenceServerClient(url)
+        self.outputs = [InferRequestedOutput(name) for name in OUTPUTS]
+
+    def call(self, request: tuple[bytes, str]) -> Answers:
+        inputs = []
+        for name, element in zip(("image", "title"), (request[0], request[1].encode()), strict=True):
+            tensor = InferInput(name, [1, 1], "BYTES")
+            tensor.set_data_from_numpy(np.array([[element]], np.object_))
+            inputs.append(tensor)
+        result = self.client.infer("categorize", inputs, outputs=self.outputs, client_timeout=TIMEOUT)
+        return Answers(**{name: result.as_numpy(name) for name in OUTPUTS})
+
+    def close(self) -> None:
+        self.client.close()
+
+
 class OwnClientConnection:
     """A `ShelfwiseClient`, asked for the twenty most probable categories."""
 
@@ -92,20 +120,35 @@ class OwnClientConnection:
 
 
 @dataclass(frozen=True)
-class OwnClientTarget:
-    """Triton, called through `ShelfwiseClient.categorize`, a row a call."""
+class WholeCallTarget:
+    """Triton, a row a call, by a client that makes the message and reads the answer within the call."""
 
     name: str
     url: str
     pid: int
 
-    def connect(self) -> Connection:
-        return OwnClientConnection(self.url)
-
     def prepare(self, images: Sequence[bytes], titles: Sequence[str]) -> tuple[bytes, str]:
         if len(images) != 1:
-            raise ValueError(f"categorize takes one product a call, not {len(images)}")
+            raise ValueError(f"a call is about one product, not {len(images)}")
         return images[0], titles[0]
+
+
+class TritonclientTarget(WholeCallTarget):
+    """Triton, called through tritonclient's `InferenceServerClient.infer`."""
+
+    def connect(self) -> Connection:
+        return TritonclientConnection(self.url)
+
+    def read(self, answer: Answers) -> Answers:
+        names = [[name.decode() for name in row] for row in answer.category]
+        return replace(answer, category=np.array(names, np.object_))
+
+
+class OwnClientTarget(WholeCallTarget):
+    """Triton, called through `ShelfwiseClient.categorize`."""
+
+    def connect(self) -> Connection:
+        return OwnClientConnection(self.url)
 
     def read(self, answer: Categorization) -> Answers:
         categories = answer.categories

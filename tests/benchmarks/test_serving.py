@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.serving import suite, sweep, triton_statistics
+from benchmarks.serving.bulk import bulk
 from benchmarks.serving.correctness import difference, mistake
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.pipeline import Answers, Pipeline
-from benchmarks.serving.targets import GrpcTarget, OwnClientTarget
+from benchmarks.serving.targets import GrpcTarget, OwnClientTarget, TritonclientTarget
 from catalogue.product import Product
 from catalogue.sample import sample_products
+from client import InvalidInput
 from serving.server import TritonServer
 
 
@@ -30,7 +32,7 @@ def expected(categorize_repository: Path, products: list[Product]) -> Answers:
     return suite.joined([pipeline([product.images[0]], [product.title]) for product in products])
 
 
-@pytest.mark.parametrize("make", [GrpcTarget, OwnClientTarget])
+@pytest.mark.parametrize("make", [GrpcTarget, TritonclientTarget, OwnClientTarget])
 def test_the_server_answers_as_its_files_do_in_one_process(
     make: Callable[..., GrpcTarget],
     categorize_server: TritonServer,
@@ -67,6 +69,13 @@ def test_the_breakdown_holds_every_step_and_computes_no_longer_than_callers_wait
     computing = [row["infer_ms"] for row in rows[: len(steps)]]
     assert all(time > 0 for time in computing)
     assert sum(computing) <= waited  # one step after the other
+
+
+def test_a_stream_is_counted_and_a_row_that_fails_ends_it(categorize_server: TritonServer, products: list[Product]):
+    assert bulk(categorize_server.url, products, batch=3, in_flight=2, seconds=0.3)["products_per_second"] > 0
+    broken = [*products[:4], replace(products[4], images=(b"\xff\xd8\xff no image",))]
+    with pytest.raises(InvalidInput, match="damaged"):
+        bulk(categorize_server.url, broken, batch=3, in_flight=2, seconds=0.3)
 
 
 def answers() -> Answers:
