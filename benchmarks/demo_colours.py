@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import results
-from catalogue.colour_groups import ColourGroups, ColourVariant, colour_variant
+from catalogue.colour_groups import ColourProduct, colour_products
 from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
 from catalogue.feed import detect_preset, open_feed
 from client import ColourMatch, ShelfwiseClient
@@ -28,15 +28,6 @@ from training.match_colours import report_lines
 SHOWN = 12
 MOST_SHOWN_PHOTOS = 6
 LATENCY_REQUESTS = 300
-
-
-@dataclass(frozen=True)
-class HeldOutProduct:
-    """A test product: n photos, m labels, and which label is whose."""
-
-    images: tuple[bytes, ...]
-    labels: tuple[str, ...]
-    answers: tuple[int, ...]
 
 
 def main() -> None:
@@ -53,7 +44,7 @@ def main() -> None:
         metrics = load_colour_bundle(arguments.bundle).config.metrics
         rows.append({"measured": "PyTorch", **metrics})
         print("held-out products in PyTorch", *report_lines(metrics), sep="\n  ")
-    products = held_out_products(arguments.feed)
+    products = colour_products(open_feed(arguments.feed, detect_preset(arguments.feed)), "test")
     log = arguments.output / "triton-colours.log"
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
     with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
@@ -78,21 +69,7 @@ def main() -> None:
     print(f"results:       {results.write('demo-colours', rows, packages, arguments.output)}")
 
 
-def held_out_products(path: Path) -> list[HeldOutProduct]:
-    """The test products of a feed, one photo a colour."""
-    variants: list[ColourVariant | None] = []
-    images: list[bytes] = []
-    for product in open_feed(path, detect_preset(path)):
-        for image in product.images:
-            variants.append(colour_variant(product))
-            images.append(image)
-    return [
-        HeldOutProduct(tuple(images[row] for row in group.photos), group.labels, group.answers)
-        for group in ColourGroups(variants, "test").evaluation()
-    ]
-
-
-def measured(products: Sequence[HeldOutProduct], answers: Sequence[Sequence[ColourMatch]]) -> ColourReport:
+def measured(products: Sequence[ColourProduct], answers: Sequence[Sequence[ColourMatch]]) -> ColourReport:
     """The report of what a server answered."""
     return colour_report(
         (np.array([match.probabilities for match in matches]), np.array(product.answers))
@@ -100,7 +77,7 @@ def measured(products: Sequence[HeldOutProduct], answers: Sequence[Sequence[Colo
     )
 
 
-def measure_latency(client: ShelfwiseClient, products: Sequence[HeldOutProduct]) -> dict[str, float]:
+def measure_latency(client: ShelfwiseClient, products: Sequence[ColourProduct]) -> dict[str, float]:
     """Milliseconds that single requests take, one after another: p50 and p99, after a warm-up."""
     milliseconds = []
     for request in range(-20, LATENCY_REQUESTS):
@@ -113,7 +90,7 @@ def measure_latency(client: ShelfwiseClient, products: Sequence[HeldOutProduct])
     return {"p50_ms": float(p50), "p99_ms": float(p99)}
 
 
-def show(client: ShelfwiseClient, products: Sequence[HeldOutProduct], path: Path) -> None:
+def show(client: ShelfwiseClient, products: Sequence[ColourProduct], path: Path) -> None:
     """Draws the first products of three to six photos with the one-to-one answer, green where it is right."""
     shown = [product for product in products if 3 <= len(product.images) <= MOST_SHOWN_PHOTOS][:SHOWN] or products[
         :SHOWN

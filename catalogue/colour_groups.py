@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from catalogue.colour_words import colour_name
 from catalogue.product import Product, Split, split_of
@@ -60,6 +61,37 @@ class ColourGroup:
     colours: tuple[str, ...]
     labels: tuple[str, ...]
     answers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ColourProduct:
+    """A product with what a caller knows of it, and the truth.
+
+    Attributes:
+        images: [n] image files.
+        labels: [m] the feed's own words for its colours, m ≥ n.
+        answers: [n] index into `labels` of each image.
+    """
+
+    images: tuple[bytes, ...]
+    labels: tuple[str, ...]
+    answers: tuple[int, ...]
+
+
+def colour_products(feed: Iterable[Product], split: Split, limit: int | None = None) -> list[ColourProduct]:
+    """The real groups of a split as products, always the same ones.
+
+    Args:
+        feed: read twice, so that only photos that are asked for stay in memory.
+        split: of the groups.
+        limit: how many at most, in the order of their titles.
+    """
+    variants = [colour_variant(product) for product in feed for _ in product.images]
+    groups = list(islice(ColourGroups(variants, split).evaluation(), limit))
+    wanted = {row for group in groups for row in group.photos}
+    images = (image for product in feed for image in product.images)
+    found = {row: image for row, image in enumerate(images) if row in wanted}
+    return [ColourProduct(tuple(found[row] for row in group.photos), group.labels, group.answers) for group in groups]
 
 
 def colour_variant(product: Product) -> ColourVariant | None:

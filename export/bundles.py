@@ -11,7 +11,6 @@ from training.colour_bundle import load_colour_bundle
 
 from .categorize import categorizer_system
 from .match_colours import colour_matcher_system, colour_matcher_system_for_gpu
-from .onnx_graphs import ExportError
 from .precision import Runtime
 from .repository import SOURCE
 from .system import ExportReport, ExportTarget, ServedSystem, export_system
@@ -47,8 +46,6 @@ def export_bundle(
 def _system(bundle_folder: Path, feed: Feed | None, target: ExportTarget) -> ServedSystem:
     if system_of(bundle_folder) == "categorize":
         return categorizer_system(load_bundle(bundle_folder), bundle_folder, feed)
-    if feed is not None:
-        raise ExportError("match_colours is calibrated on the products in its bundle: leave the feed out")
     if target.runtime is Runtime.GPU:
-        return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder)
-    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime)
+        return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder, feed)
+    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime, feed)

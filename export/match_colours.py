@@ -3,7 +3,7 @@
 Both towers and the matcher are one ONNX graph over ragged batches: photos and labels of all products one after the
 other, as Triton's ragged batching hands them over, and a mask that says how many of them each product has. The towers
 see every photo and label once and no padding; only the matcher works on a rectangle, as wide as the largest product.
-The parity gate runs on real products, each alone and all in one batch.
+The parity gate runs on real products: those of the bundle each alone and all in one batch, those of a feed in batches.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 import catalogue.colour_labels
 import catalogue.images
 import models.assignment
+from catalogue.colour_groups import colour_products
 from catalogue.colour_labels import clean_labels
+from catalogue.feed import Feed, FeedError
 from catalogue.images import decode_image
-from catalogue.product import Product
+from catalogue.product import Product, Split
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
 from training.colour_bundle import ColourMatcherBundle
@@ -48,6 +50,9 @@ EXAMPLE_PHOTOS, EXAMPLE_LABELS = (sum(side) for side in zip(*EXAMPLE_SIZES, stri
 ROOMS = ((16, 32), (64, 128), (128, 256))
 PRODUCTS = (1, 8, 32)  # of a batch: least, usual, most
 USUAL_PHOTOS, USUAL_LABELS = 4, 8
+CALIBRATION_PRODUCTS = 128
+PARITY_PRODUCTS = 500
+Asked = tuple[Sequence[bytes], Sequence[str]]  # image files and labels of a product
 
 
 class ServedColourMatcher(nn.Module):
@@ -106,18 +111,24 @@ def largest(lengths: Tensor, limit: int) -> int:
     return found
 
 
-def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path, runtime: Runtime) -> ServedSystem:
-    """What there is to export of a colour matcher for a runtime."""
-    products = [(group, labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
-    together = [products[start : start + PRODUCTS[-1]] for start in range(0, len(products), PRODUCTS[-1])]
-    asked = [real_inputs(bundle, batch) for batch in [*([product] for product in products), *together]]
+def colour_matcher_system(
+    bundle: ColourMatcherBundle, bundle_folder: Path, runtime: Runtime, feed: Feed | None = None
+) -> ServedSystem:
+    """What there is to export of a colour matcher for a runtime; arguments as in `export.bundles.export_bundle`."""
+    products = [(photos_of(group), labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+    inputs = [real_inputs(bundle, batch) for batch in [*([product] for product in products), *full_batches(products)]]
+    calibration = inputs
+    if feed is not None:
+        train, val = products_of(feed, "train", CALIBRATION_PRODUCTS), products_of(feed, "val", PARITY_PRODUCTS)
+        calibration = [real_inputs(bundle, batch) for batch in full_batches(train)]
+        inputs = [*inputs, *(real_inputs(bundle, batch) for batch in full_batches(val))]
     graph = colour_graph(bundle, trim=runtime is not Runtime.TENSORRT)
     pixels, tokens = (graph.inputs[name] for name in ("pixel_values", "input_ids"))
     return ServedSystem(
         ensemble=ENSEMBLE,
         graphs=[graph],
-        inputs=asked,
-        calibration=asked,
+        inputs=inputs,
+        calibration=calibration,
         write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
         readiness=[readiness_request(product) for product in bundle.samples[:READINESS_REQUESTS]],
         release={
@@ -133,13 +144,15 @@ def colour_matcher_system(bundle: ColourMatcherBundle, bundle_folder: Path, runt
     )
 
 
-def colour_matcher_system_for_gpu(bundle: ColourMatcherBundle, bundle_folder: Path) -> ServedSystem:
+def colour_matcher_system_for_gpu(
+    bundle: ColourMatcherBundle, bundle_folder: Path, feed: Feed | None = None
+) -> ServedSystem:
     """What there is to export where the fused matcher serves: a Python model with the graph's inputs and outputs.
 
     Raises:
         ExportError: the fused matcher does not have this one.
     """
-    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU)
+    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU, feed)
     [graph] = system.graphs
     try:
         bundle.model.head.matcher.packed_weights()
@@ -230,17 +243,37 @@ def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[l
     return [own, [*own, *(colour for colour in every if colour not in own)]]
 
 
-def real_inputs(
-    bundle: ColourMatcherBundle, asked: Sequence[tuple[Sequence[Product], Sequence[str]]]
-) -> dict[str, Tensor]:
-    """Products, each with its photos and labels, in one batch as the graph takes it."""
+def photos_of(group: Sequence[Product]) -> list[bytes]:
+    """The photos of a product that comes as one feed product a colour."""
+    return [product.images[0] for product in group]
+
+
+def products_of(feed: Feed, split: Split, limit: int) -> list[Asked]:
+    """Products of a feed with their own labels.
+
+    Raises:
+        catalogue.feed.FeedError: there is none in that split.
+    """
+    found = colour_products(feed, split, limit)
+    if not found:
+        raise FeedError(f"{feed.path} has no product in two colours in split {split!r}: see catalogue.colour_groups")
+    return [(product.images, product.labels) for product in found]
+
+
+def full_batches(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """Products in batches as large as served ones get."""
+    return [asked[start : start + PRODUCTS[-1]] for start in range(0, len(asked), PRODUCTS[-1])]
+
+
+def real_inputs(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> dict[str, Tensor]:
+    """Products, each with its image files and labels, in one batch as the graph takes it."""
     tower = bundle.config.image_tower
-    photos = [product.images[0] for products, _ in asked for product in products]
-    pixels = np.stack([decode_image(photo, tower.height, tower.width) for photo in photos])
+    files = [photo for photos, _ in asked for photo in photos]
+    pixels = np.stack([decode_image(file, tower.height, tower.width) for file in files])
     tokens = encode(bundle.tokenizer, [label for _, labels in asked for label in clean_labels(labels)])
     flat = dict(zip(("pixel_values", "input_ids", "attention_mask"), (pixels, *tokens), strict=True))
     tensors = {name: torch.from_numpy(array).flatten() for name, array in flat.items()}
-    return tensors | {"pair_present": pair_present([(len(products), len(labels)) for products, labels in asked])}
+    return tensors | {"pair_present": pair_present([(len(photos), len(labels)) for photos, labels in asked])}
 
 
 def readiness_request(group: Sequence[Product]) -> dict[str, list[str]]:

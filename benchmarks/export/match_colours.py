@@ -1,8 +1,8 @@
 """The colour matcher in every form that an export can give it: size, and accuracy on held-out products.
 
-Forms are those of `benchmarks.export.forms`, lowered under the gate on the bundle's products; accuracy is the share of
-photos and of whole products right among the feed's test products, each asked with its own labels.
-SHELFWISE_COLOUR_BUNDLE and SHELFWISE_COLOUR_FEED name a bundle and the feed it was trained on.
+Forms are those of `benchmarks.export.forms`, lowered under the gate on products of the feed, as `--feed` does it;
+accuracy is the share of photos and of whole products right among the feed's test products, each asked with its own
+labels. SHELFWISE_COLOUR_BUNDLE and SHELFWISE_COLOUR_FEED name a bundle and the feed it was trained on.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from benchmarks.demo_colours import HeldOutProduct, held_out_products
 from benchmarks.export.forms import PACKAGES, lowered_forms
 from benchmarks.markdown import Rows, markdown
 from benchmarks.results import write
-from catalogue.product import Product
+from catalogue.colour_groups import ColourProduct, colour_products
+from catalogue.feed import detect_preset, open_feed
 from export.chain import Chain
 from export.match_colours import colour_graph, colour_matcher_system, real_inputs
 from export.onnx_graphs import file_bytes
 from export.parity import run_torch
 from export.precision import Runtime
-from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from training.colour_bundle import load_colour_bundle
 from training.colour_metrics import colour_report
 
 VARIABLES = ("SHELFWISE_COLOUR_BUNDLE", "SHELFWISE_COLOUR_FEED")
@@ -40,14 +40,15 @@ def main(quick: bool, output: Path) -> None:
         print(f"match_colours: not measured; set {' and '.join(VARIABLES)}", flush=True)
         return
     bundle = load_colour_bundle(Path(bundle_folder))
-    system = colour_matcher_system(bundle, Path(bundle_folder), Runtime.CPU)
+    feed = open_feed(Path(feed_file), detect_preset(Path(feed_file)))
+    system = colour_matcher_system(bundle, Path(bundle_folder), Runtime.CPU, feed)
     graph = colour_graph(bundle)
     chain = Chain([graph], system.inputs)
-    products = held_out_products(Path(feed_file))[: 100 if quick else None]
-    asked = [_inputs(bundle, product) for product in products]
+    products = colour_products(feed, "test", 100 if quick else None)
+    asked = [real_inputs(bundle, [(product.images, product.labels)]) for product in products]
     expected = _own(products, (run_torch(graph, one)["probability"][0] for one in asked))
     rows = [_row("PyTorch float32", products, expected)]
-    with lowered_forms(graph, chain, chain.inputs(graph)) as forms:
+    with lowered_forms(graph, chain, Chain([graph], system.calibration).inputs(graph)) as forms:
         for form, lowered, file in forms:
             found = _own(products, _answers(lowered.runnable, asked, exact=form.exact))
             row = _row(form.name, products, found)
@@ -60,11 +61,6 @@ def main(quick: bool, output: Path) -> None:
     print("Wrote", path)
 
 
-def _inputs(bundle: ColourMatcherBundle, product: HeldOutProduct) -> dict[str, Tensor]:
-    photos = [Product(str(number), (image,), "", (), {}, "test") for number, image in enumerate(product.images)]
-    return real_inputs(bundle, [(photos, product.labels)])
-
-
 def _answers(path: Path, asked: Sequence[Mapping[str, Tensor]], *, exact: bool) -> list[np.ndarray]:
     """Probabilities of every product in the graph's room, [n', m'] with n' ≥ n and m' ≥ m."""
     options = onnxruntime.SessionOptions()
@@ -74,14 +70,14 @@ def _answers(path: Path, asked: Sequence[Mapping[str, Tensor]], *, exact: bool) 
     return [session.run(None, {name: tensor.numpy() for name, tensor in one.items()})[0][0] for one in asked]
 
 
-def _own(products: Sequence[HeldOutProduct], answers: Iterable[np.ndarray]) -> list[np.ndarray]:
+def _own(products: Sequence[ColourProduct], answers: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Of each answer the part [n, m] that is about the product."""
     return [
         answer[: len(product.images), : len(product.labels)] for product, answer in zip(products, answers, strict=True)
     ]
 
 
-def _row(variant: str, products: Sequence[HeldOutProduct], answers: Sequence[np.ndarray]) -> dict[str, Any]:
+def _row(variant: str, products: Sequence[ColourProduct], answers: Sequence[np.ndarray]) -> dict[str, Any]:
     truths = (np.array(product.answers) for product in products)
     report = colour_report(zip(answers, truths, strict=True))
     return {"graph": "colour_matcher", "variant": variant, **asdict(report)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shelfwise
-from catalogue.product import Product
+from catalogue.colour_groups import colour_products
+from catalogue.feed import FeedError, open_feed, write_feed
 from export import match_colours
 from export.bundles import export_bundle
 from export.fused_colour_matcher import WEIGHTS_FILE, FusedColourMatcher, load_fused
-from export.match_colours import ROOMS, ServedColourMatcher, colour_matcher_system_for_gpu, real_inputs
+from export.match_colours import (
+    ROOMS,
+    Asked,
+    ServedColourMatcher,
+    colour_matcher_system,
+    colour_matcher_system_for_gpu,
+    real_inputs,
+)
 from export.onnx_graphs import ExportError
 from export.parity import ParityError
 from export.precision import Precision, Runtime
@@ -29,8 +37,6 @@ from models.colour_matcher import ColourMatcher
 from models.matcher import Matcher, MatcherConfig
 from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
 
-Asked = tuple[Sequence[Product], Sequence[str]]
-
 
 def asked_about(bundle: ColourMatcherBundle, sizes: Sequence[tuple[int, int]]) -> list[Asked]:
     """Products of the given numbers of photos and labels, put together from real photos and colours."""
@@ -38,7 +44,7 @@ def asked_about(bundle: ColourMatcherBundle, sizes: Sequence[tuple[int, int]]) -
     names = [product.entities["base_colour"] for product in every]
     return [
         (
-            [every[(start + place) % len(every)] for place in range(photos)],
+            [every[(start + place) % len(every)].images[0] for place in range(photos)],
             [f"{names[(start + place) % len(names)]} {place}" for place in range(labels)],
         )
         for start, (photos, labels) in enumerate(sizes)
@@ -49,9 +55,9 @@ def asked_about(bundle: ColourMatcherBundle, sizes: Sequence[tuple[int, int]]) -
 def model_answers(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> list[np.ndarray]:
     """[n, m] a product by the network as it was trained, product by product."""
     answers = []
-    for products, labels in asked:
-        flat = real_inputs(bundle, [(products, labels)])
-        tower, n, m = bundle.config.image_tower, len(products), len(labels)
+    for photos, labels in asked:
+        flat = real_inputs(bundle, [(photos, labels)])
+        tower, n, m = bundle.config.image_tower, len(photos), len(labels)
         logits, _, _ = bundle.model(
             flat["pixel_values"].view(n, tower.height, tower.width, 3),
             flat["input_ids"].view(m, -1),
@@ -91,9 +97,9 @@ def test_a_product_is_answered_as_alone_in_a_batch_of_64_in_any_order_and_room(
     def answers(batch: list[Asked]) -> list[np.ndarray]:
         inputs = {name: tensor.numpy() for name, tensor in real_inputs(bundle, batch).items()}
         [found] = session.run(None, inputs)
-        return [answer[: len(products), : len(labels)] for answer, (products, labels) in zip(found, batch, strict=True)]
+        return [answer[: len(photos), : len(labels)] for answer, (photos, labels) in zip(found, batch, strict=True)]
 
-    alone = [answers([product])[0] for product in asked]
+    alone = [answers([one])[0] for one in asked]
     for found, expected in zip(answers([*asked, *large]), alone, strict=False):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     for found, expected in zip(answers(asked[::-1])[::-1], alone, strict=True):
@@ -157,6 +163,29 @@ def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path,
         colour_matcher_system_for_gpu(bundle, colour_bundle)
     with pytest.raises(ExportError, match="target gpu runs bf16, fp32, not fp16"):
         export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU, Precision.FP16))
+
+
+def test_a_feed_calibrates_on_its_training_split_and_its_validation_split_passes_the_gate(
+    colour_bundle: Path, colour_feed: Path
+) -> None:
+    bundle, feed = load_colour_bundle(colour_bundle), open_feed(colour_feed)
+    alone = colour_matcher_system(bundle, colour_bundle, Runtime.CPU)
+    system = colour_matcher_system(bundle, colour_bundle, Runtime.CPU, feed)
+
+    def answers(inputs: Sequence[Mapping[str, torch.Tensor]]) -> int:
+        return sum(int(batch["pair_present"].any(2).sum()) for batch in inputs)
+
+    photos = {split: sum(len(one.images) for one in colour_products(feed, split)) for split in ("train", "val")}
+    assert alone.calibration is alone.inputs
+    assert answers(system.calibration) == photos["train"]
+    assert answers(system.inputs) == answers(alone.inputs) + photos["val"]
+
+
+def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Path, tmp_path: Path) -> None:
+    products = [product for sample in load_colour_bundle(colour_bundle).samples[:1] for product in sample[:1]]
+    write_feed(tmp_path / "feed.parquet", products)
+    with pytest.raises(FeedError, match="no product in two colours in split 'train'"):
+        export_bundle(colour_bundle, tmp_path / "repository", feed=open_feed(tmp_path / "feed.parquet"))
 
 
 def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Path, colour_repository: Path) -> None:

@@ -72,7 +72,7 @@ def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBu
         products = list(sample)
         texts = [*labels(products), "plaid"]
         with torch.no_grad():
-            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, [(products, texts)]))[0].numpy()
+            expected = ServedColourMatcher(bundle.model)(**real_inputs(bundle, [(images(products), texts)]))[0].numpy()
         matches = served.match_colours(images(products), texts)
         np.testing.assert_allclose(probabilities(matches), expected, atol=1e-4)
         assert [match.index for match in matches] == expected.argmax(1).tolist()
