@@ -115,7 +115,7 @@ class ShelfwiseClient:
     ) -> Generator[Categorization | ShelfwiseError, None, None]:
         """Categorizes a sequence or an endless stream, yielding one answer or one error for each item, in order.
 
-        At most batch_size × in_flight items are read ahead of the answer that is yielded next. An item that is
+        At most batch_size × (in_flight + 1) items are read ahead of the answer that is yielded next. An item that is
         wrong costs its own answer only: when the server refuses a batch, its rows are asked about one by one. Images
         are read and encoded in the threads that send them. Closing the iterator, or leaving it to the garbage
         collector, cancels what is in flight.
@@ -210,13 +210,15 @@ class ShelfwiseClient:
         cancellation = Cancellation()
         senders = ThreadPoolExecutor(in_flight, thread_name_prefix="shelfwise-client")
         pending: deque[Future[list[_Answer]]] = deque()
+        answers: list[_Answer] = []
         try:
             while True:
                 while len(pending) < in_flight and (batch := list(islice(items, batch_size))):
                     pending.append(senders.submit(self._answer_batch, batch, k, timeout, cancellation))
+                yield from answers  # while the next request is on its way
                 if not pending:
                     return
-                yield from pending.popleft().result()
+                answers = pending.popleft().result()
         finally:
             cancellation.cancel()
             senders.shutdown(cancel_futures=True)

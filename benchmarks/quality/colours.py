@@ -1,11 +1,11 @@
 """Does looking at all photos and labels of a product help? The matcher beside a classifier, and without its parts.
 
-Three kinds of rows over the test products of a feed. Alone: a plain colour classifier (the matcher's image tower and a
-linear layer, trained for as many passes over the photos as the matcher's towers and joint stage together, at the same
-rates), used for each photo by itself. The recipe: what `shelfwise train match-colours` gives. Parts: heads of one
-budget on the same frozen contrastive towers, the whole one and ones without a part; "labels as written" skips their
-cleaning in training and in the answer. And how far the labels can be trusted (colour_limit.py). Feeds: the real one
-where it is at hand, and the drawn one in Chinese and English.
+Rows over the test products of a feed. Alone: a plain colour classifier (the matcher's image tower and a linear layer,
+trained for as many passes over the photos as the matcher's towers and joint stage together, at the same rates), used
+for each photo by itself. The recipe: what `shelfwise train match-colours` gives. Together: the mean of the two. Parts:
+heads of one budget on the same frozen contrastive towers, the whole one and ones without a part; "labels as written"
+skips their cleaning in training and in the answer. And how far the labels can be trusted (colour_limit.py). Feeds: the
+real one where it is at hand, and the drawn one in Chinese and English.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ PARTS: dict[str, MatcherConfig] = {
     "dot product instead of f_edge": WHOLE.model_copy(update={"edge": "dot_product"}),
 }
 ALONE = "plain classifier"
+TOGETHER = "recipe and classifier together"
 LIMIT = "labels"
 LABELS_AS_WRITTEN = "three units, labels as written"
 STAGES = ("contrastive", "joint", "frozen")
@@ -111,6 +112,7 @@ def measure(path: Path, settings: ColourSettings) -> Iterator[Row]:
         ALONE: partial(classifier_rows, trained, material),
         "cosine of the towers": partial(cosine_rows, towers, material),
     }
+    makers[TOGETHER] = partial(together_rows, trained, folder / "bundle", material)
     if path.name == REAL_FEED:
         makers[LIMIT] = partial(limit_rows, trained, folder / "bundle", material)
     for name, make in makers.items():
@@ -151,6 +153,18 @@ def cosine_rows(towers: ColourTowers, material: ColourMaterial) -> Iterator[Row]
     """The contrastive towers alone."""
     for kind, evaluator in evaluators_of(material, clean_labels).items():
         yield {"asked": kind, **asdict(evaluator.cosine_report(towers))}
+
+
+def together_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, material: ColourMaterial) -> Iterator[Row]:
+    """The geometric mean of what matcher and classifier say: what two makes know and one does not."""
+    classifier, matcher = trained(), load_colour_bundle(bundle).model.eval()
+    for kind, evaluator in evaluators_of(material, clean_labels).items():
+        if kind in PLAIN:
+            both = zip(
+                evaluator.answers(matcher.head, *evaluator.embed(matcher)), classifier.answers(evaluator), strict=True
+            )
+            products = [np.sqrt(matched * classified) for matched, classified in both]
+            yield {"asked": kind, **asdict(evaluator.measured([one / one.sum(1, keepdims=True) for one in products]))}
 
 
 def recipe_rows(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> Iterator[Row]:

@@ -62,7 +62,7 @@ class Plan:
 
 FULL = {
     "small": Plan(64, 3, 1.5, (1, 2, 4, 8, 16, 32), (1, 8, 32), (1, 8, 32), (1, 8), 4.0, 1.25, 0.9, (8, 4), sweep=True),
-    "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97, (4, 4)),
+    "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97, (4, 2)),
 }
 QUICK = {"small": Plan(16, 2, 1.0, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9, (8, 4))}
 
@@ -179,11 +179,11 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
                     load = closed(target, subject, plan, images, titles, concurrency, 1)
                     load.identity["client"] = name
                     loads.append(load)
-                loads.append(by_perf_analyzer(server.url, subject, plan, concurrency, 1))
+                loads.append(by_perf_analyzer(server.url, subject, plan, concurrency, 1, plan.window))
             batch, in_flight = plan.bulk
             stream = partial(bulk, server.url, products, batch, in_flight, 2 * plan.window)
             loads.append(Load(closed_identity(subject, TRITON, BULK, in_flight, batch), stream))
-            loads.append(by_perf_analyzer(server.url, subject, plan, in_flight, batch))
+            loads.append(by_perf_analyzer(server.url, subject, plan, in_flight, batch, 2 * plan.window))
             yield from in_rounds(loads, plan)
             yield from open_loop_rows(triton, subject, plan, images, titles, [load.row() for load in loads])
             for concurrency in (1, 8):
@@ -223,10 +223,10 @@ def closed(
     return Load(closed_identity(subject, target.name, client, concurrency, batch), run)
 
 
-def by_perf_analyzer(url: str, subject: Subject, plan: Plan, concurrency: int, batch: int) -> Load:
+def by_perf_analyzer(url: str, subject: Subject, plan: Plan, concurrency: int, batch: int, seconds: float) -> Load:
     """A closed loop that perf_analyzer drives."""
     products = subject.products[: plan.products]
-    run = partial(perf_analyzer.closed_loop, url, products, concurrency, batch, plan.window)
+    run = partial(perf_analyzer.closed_loop, url, products, concurrency, batch, seconds)
     return Load(closed_identity(subject, TRITON, "perf_analyzer", concurrency, batch), run)
 
 

@@ -114,7 +114,7 @@ def test_wrong_arguments_are_refused_before_the_first_item_is_read(client: Shelf
         client.categorize_many(source(), **arguments)
 
 
-def test_reads_ahead_no_further_than_what_is_in_flight(client: ShelfwiseClient) -> None:
+def test_reads_ahead_no_further_than_one_batch_more_than_is_in_flight(client: ShelfwiseClient) -> None:
     read = 0
 
     def source() -> Iterator[Item]:
@@ -126,7 +126,7 @@ def test_reads_ahead_no_further_than_what_is_in_flight(client: ShelfwiseClient) 
     answers = client.categorize_many(source(), k=1, batch_size=2, in_flight=3)
     for taken in range(1, 30):
         next(answers)
-        assert read <= taken + 2 * 3
+        assert read <= taken + 2 * (3 + 1)
 
 
 def test_keeps_exactly_the_given_number_of_requests_in_flight(grpc_server: Callable) -> None:
