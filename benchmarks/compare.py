@@ -1,7 +1,9 @@
 """Two runs beside each other: ratios of every figure that carries its noise, and which of them changed.
 
-A change counts when it is larger than the spreads that both runs measured, added up, and than two per cent. Rows belong
-together when all that describes them is equal: every field that is neither a figure with noise nor derived from one.
+A change counts when it is larger than the spreads that both runs measured, added up, and than two per cent, after what
+the machine explains has been taken out: rows that say how fast the machine was around them (machine_speed.py) are
+compared as if it had been equally fast. Rows belong together when all that describes them is equal: every field that is
+neither a figure with noise nor derived from one.
 """
 
 from __future__ import annotations
@@ -19,13 +21,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both runs. `noise`: what a ratio must differ from 1 by to be a change."""
+    """One figure in both runs.
+
+    Attributes:
+        noise: what a ratio must differ from 1 by to be a change.
+        machine: the ratio that the figure would have for a machine faster or slower by as much as this one was.
+    """
 
     row: str
     figure: str
     before: float
     after: float
     noise: float
+    machine: float = 1.0
 
     @property
     def ratio(self) -> float:
@@ -33,11 +41,12 @@ class Change:
 
     @property
     def beyond_noise(self) -> bool:
-        return abs(self.ratio - 1) > self.noise
+        return abs(self.ratio / self.machine - 1) > self.noise
 
     def __str__(self) -> str:
         mark = "  CHANGED" if self.beyond_noise else ""
-        figures = f"{self.before:10.4g} -> {self.after:10.4g}  x{self.ratio:.3f} (noise {100 * self.noise:.0f} %)"
+        spread = f"noise {100 * self.noise:.0f} %, machine x{self.machine:.3f}"
+        figures = f"{self.before:10.4g} -> {self.after:10.4g}  x{self.ratio:.3f} ({spread})"
         return f"{self.row:70} {self.figure:22} {figures}{mark}"
 
 
@@ -66,7 +75,17 @@ def changes(before: list[Row], after: list[Row]) -> Iterator[Change]:
         for figure in row["noise"]:
             if figure in other["noise"] and other[figure]:
                 noise = max(SMALLEST_CHANGE, row["noise"][figure] + other["noise"][figure])
-                yield Change(name, figure, other[figure], row[figure], noise)
+                yield Change(name, figure, other[figure], row[figure], noise, of_the_machine(figure, other, row))
+
+
+def of_the_machine(figure: str, before: Row, after: Row) -> float:
+    """The ratio of a figure of two rows that the speed of the machine alone would give; 1 where it does not matter."""
+    if "machine_speed" not in before or "machine_speed" not in after:
+        return 1.0
+    faster = float(after["machine_speed"] / before["machine_speed"])
+    if figure.endswith("_per_second"):
+        return faster
+    return 1 / faster if figure.endswith(("_ms", "seconds")) else 1.0
 
 
 def compare(before: Path, after: Path) -> int:

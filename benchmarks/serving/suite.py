@@ -2,7 +2,8 @@
 
 Every server is asked about all products first, and its answers are compared with ONNX Runtime's; one that answers
 differently is listed as wrong and not timed. Loads are measured in several rounds, each going through all of them, so
-that the spread over the rounds holds the drift of the machine; that spread is a row's noise. A server that fails loses
+that the spread over the rounds holds the drift of the machine; that spread is a row's noise. How fast the machine was
+around a load is kept with it. A server that fails loses
 its rows, not the report.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.machine_speed import machine_speed
 from benchmarks.results import NOT_MEASURED
 from benchmarks.serving import decoding, perf_analyzer, sweep, triton_statistics
 from benchmarks.serving.bulk import bulk
@@ -64,7 +66,7 @@ FULL = {
     "small": Plan(64, 3, 1.5, (1, 2, 4, 8, 16, 32), (1, 8, 32), (1, 8, 32), (1, 8), 4.0, 1.25, 0.9, (8, 4), sweep=True),
     "ViT-B/32": Plan(16, 2, 4.0, (1, 8), (1, 4), (1, 8), (1, 8), 5.0, 1.05, 0.97, (4, 2)),
 }
-QUICK = {"small": Plan(16, 2, 1.0, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9, (8, 4))}
+QUICK = {"small": Plan(16, 3, 0.8, (1, 8), (1, 8), (1, 8), (1, 8), 2.0, 1.25, 0.9, (8, 4))}
 
 
 @dataclass
@@ -84,6 +86,10 @@ class Load:
             self.found.append(self.run())
         except Exception as error:  # whatever the server's protocol raises; the other rows go on
             self.error = str(error) or type(error).__name__
+
+    def rows(self) -> list[Row]:
+        """Its one row."""
+        return [self.row()]
 
     def row(self) -> Row:
         """The medians over the rounds, with the spread that they had."""
@@ -184,12 +190,11 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
             stream = partial(bulk, server.url, products, batch, in_flight, 2 * plan.window)
             loads.append(Load(closed_identity(subject, TRITON, BULK, in_flight, batch), stream))
             loads.append(by_perf_analyzer(server.url, subject, plan, in_flight, batch, 2 * plan.window))
-            yield from in_rounds(loads, plan)
+            rivals = [RivalLoads(rival, subject, plan, images, titles, expected) for rival in RIVALS]
+            yield from in_rounds([*loads, *rivals], plan)
             yield from open_loop_rows(triton, subject, plan, images, titles, [load.row() for load in loads])
             for concurrency in (1, 8):
                 yield from breakdown_rows(triton, subject, plan, images, titles, concurrency)
-    for rival in RIVALS:
-        yield from rival_rows(rival, subject, plan, images, titles, expected)
 
 
 def joined(answers: Sequence[Answers]) -> Answers:
@@ -197,12 +202,60 @@ def joined(answers: Sequence[Answers]) -> Answers:
     return Answers(**{name: np.concatenate([getattr(part, name) for part in answers]) for name in vars(answers[0])})
 
 
-def in_rounds(loads: Sequence[Load], plan: Plan) -> Iterator[Row]:
-    """Measures all loads once a round, and yields their rows at the end."""
+def in_rounds(measured: Sequence[Load | RivalLoads], plan: Plan) -> Iterator[Row]:
+    """Measures everything once a round, and yields the rows at the end, with how fast the machine was meanwhile."""
+    speeds = []
     for _ in range(plan.rounds):
-        for load in loads:
-            load.measure()
-    yield from (load.row() for load in loads)
+        for one in measured:
+            speeds.append(machine_speed())
+            one.measure()
+    for one in measured:
+        for row in one.rows():
+            yield row if "error" in row else row | {"machine_speed": statistics.median(speeds)}
+
+
+@dataclass
+class RivalLoads:
+    """A rival under its loads. It runs only while it is measured, once a round, so that its rounds lie as far apart as
+    Triton's and a slow minute of the machine hits both.
+    """
+
+    rival: Rival
+    subject: Subject
+    plan: Plan
+    images: list[bytes]
+    titles: list[str]
+    expected: Answers
+    loads: list[Load] = field(default_factory=list)
+    error: str = ""
+
+    def measure(self) -> None:
+        """One round; its answers are checked in the first. After a failure the rival is left alone."""
+        if self.error:
+            return
+        try:
+            with running(self.rival, self.subject) as target:
+                if not self.loads and (
+                    found := mistake(target, self.subject.products[: len(self.images)], self.expected)
+                ):
+                    self.error = f"wrong: {found}"
+                    return
+                again = [
+                    closed(target, self.subject, self.plan, self.images, self.titles, concurrency, 1)
+                    for concurrency in self.plan.rival_concurrencies
+                ]
+                self.loads = self.loads or again
+                for load, now in zip(self.loads, again, strict=True):
+                    load.run = now.run  # the process is another one
+                    load.measure()
+        except Exception as error:  # not installed, did not start, died
+            self.error = str(error)
+
+    def rows(self) -> list[Row]:
+        """A row a load, or one that says why there are none."""
+        if self.error:
+            return [{"measured": "load", "subject": self.subject.name, "server": self.rival.name, "error": self.error}]
+        return [load.row() for load in self.loads]
 
 
 def closed(
@@ -297,26 +350,6 @@ def breakdown_rows(
     steps = triton_statistics.steps(subject.repository)
     for row in triton_statistics.breakdown(before, after, steps, 1e3 * float(window.latencies.mean())):
         yield identity | row
-
-
-def rival_rows(
-    rival: Rival, subject: Subject, plan: Plan, images: list[bytes], titles: list[str], expected: Answers
-) -> Iterator[Row]:
-    """A rival's rows, or one that says why there are none."""
-    failed = {"measured": "load", "subject": subject.name, "server": rival.name}
-    try:
-        with running(rival, subject) as target:
-            found = mistake(target, subject.products[: plan.products], expected)
-            if found:
-                yield failed | {"error": f"wrong: {found}"}
-                return
-            loads = [
-                closed(target, subject, plan, images, titles, concurrency, 1)
-                for concurrency in plan.rival_concurrencies
-            ]
-            yield from in_rounds(loads, plan)
-    except Exception as error:  # not installed, did not start, died
-        yield failed | {"error": str(error)}
 
 
 def goals(name: str, plan: Plan, rows: Sequence[Row]) -> Iterator[Row]:

@@ -27,6 +27,14 @@ def test_quiet_runs_still_differ_by_two_per_cent_without_a_change():
     assert not found.beyond_noise
 
 
+def test_what_the_machine_explains_is_no_change():
+    noise = {"p50_ms": 0.05, "products_per_second": 0.05}
+    before = row(10.0, machine_speed=90.0, products_per_second=100.0) | {"noise": noise}
+    slower = row(12.5, machine_speed=72.0, products_per_second=80.0) | {"noise": noise}
+    assert not any(change.beyond_noise for change in changes([before], [slower]))
+    assert all(change.beyond_noise for change in changes([before], [slower | {"machine_speed": 90.0}]))
+
+
 def test_an_improvement_is_a_change_too():
     (found,) = changes([row(10.0)], [row(5.0)])
     assert found.beyond_noise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.serving.bulk import bulk
 from benchmarks.serving.correctness import difference, mistake
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.pipeline import Answers, Pipeline
+from benchmarks.serving.rival_servers import Rival
 from benchmarks.serving.targets import GrpcTarget, OwnClientTarget, TritonclientTarget
 from catalogue.product import Product
 from catalogue.sample import sample_products
@@ -134,6 +136,39 @@ def test_a_load_that_fails_says_why_and_has_no_figures():
     load.measure()
     load.measure()  # the server is gone in the second round
     assert load.row() == {"measured": "load", "server": "Triton", "error": "StopIteration"}
+
+
+def test_a_rival_is_started_again_every_round_and_what_fails_costs_its_rows_alone(
+    monkeypatch: pytest.MonkeyPatch, categorize_server: TritonServer, products: list[Product], expected: Answers
+) -> None:
+    assert categorize_server.process is not None
+    plan = replace(suite.QUICK["small"], rounds=2, window=0.1, rival_concurrencies=(1, 2))
+    images, titles = [product.images[0] for product in products], [product.title for product in products]
+    starts: list[str] = []
+
+    @contextmanager
+    def running(rival: Rival, subject: suite.Subject) -> Iterator[GrpcTarget]:
+        starts.append(rival.name)
+        if rival.name == "dies" and starts.count("dies") == 2:
+            raise RuntimeError("it died")
+        yield GrpcTarget(rival.name, categorize_server.url, categorize_server.process.pid)
+
+    monkeypatch.setattr(suite, "running", running)
+    subject = replace(_named("small"), products=products)
+    shifted = Answers(**{name: np.roll(array, 1, axis=0) for name, array in vars(expected).items()})
+    rivals = [
+        suite.RivalLoads(Rival(name, "none.py"), subject, plan, images, titles, said)
+        for name, said in (("lives", expected), ("dies", expected), ("lies", shifted))
+    ]
+    for _ in range(plan.rounds):
+        for rival in rivals:
+            rival.measure()
+    lives, dies, lies = (rival.rows() for rival in rivals)
+    assert starts == ["lives", "dies", "lies", "lives", "dies"]
+    assert [row["concurrency"] for row in lives] == [1, 2]
+    assert all(len(load.found) == 2 for load in rivals[0].loads)
+    assert [row["error"] for row in dies] == ["it died"]
+    assert lies[0]["error"].startswith("wrong: products 0")
 
 
 def test_noise_is_the_spread_over_the_rounds():
