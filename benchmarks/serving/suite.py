@@ -301,7 +301,7 @@ def closed_identity(subject: Subject, server: str, client: str, concurrency: int
 def client_overhead(
     own: Target, raw: Target, subject: Subject, plan: Plan, images: list[bytes], titles: list[str]
 ) -> Row:
-    """The median latency of our client over raw tritonclient's; the machine changes by more from one second to the next.
+    """The median latency of our client over raw tritonclient's; the machine changes by more from second to second.
 
     Both take turns in short windows; the ratio is the median over the pairs.
     """
