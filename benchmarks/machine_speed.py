@@ -1,8 +1,8 @@
 """How fast the machine is at this moment, to tell a slower program from a slower host.
 
 A virtual machine's cores are shared with others: the same code takes half as long again from one minute to the next.
-What compression does in a second on all cores follows that (correlation 0.7 with the encoders of suite serving over
-tenths of a second, more over minutes), needs no package, and is no code that a commit of ours could make faster.
+What compression does in a second on all cores follows that (correlation 0.7 with the encoders of suite serving, over
+tenths of a second), needs no package, and is no code that a commit of ours could make faster.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ SECONDS = 0.15
 _TEXT = bytes(random.Random(0).choices(b"abcdefgh  etaoin", k=50_000))
 
 
-def machine_speed(seconds: float = SECONDS) -> float:
-    """Megabytes a second that zlib compresses on all cores, measured for so many seconds."""
-    end = time.perf_counter() + seconds
+def machine_speed() -> float:
+    """Megabytes a second that zlib compresses on all cores, measured for `SECONDS`."""
+    end = time.perf_counter() + SECONDS
 
     def compress(_: int) -> int:
         done = 0

@@ -299,20 +299,17 @@ def closed_identity(subject: Subject, server: str, client: str, concurrency: int
 
 
 def client_overhead(
-    own: Target, raw: Target, subject: Subject, plan: Plan, images: list[bytes], titles: list[str]
+    own: OwnClientTarget, raw: TritonclientTarget, subject: Subject, plan: Plan, images: list[bytes], titles: list[str]
 ) -> Row:
     """The median latency of our client over raw tritonclient's; the machine changes by more from second to second.
 
     Both take turns in short windows; the ratio is the median over the pairs.
     """
     row: Row = {"measured": "client overhead", "subject": subject.name}
-    requests = {target: target.prepare([images[0]], [titles[0]]) for target in (own, raw)}
+    request = own.prepare([images[0]], [titles[0]])  # the same for both
     try:
         pairs = [
-            [
-                np.median(closed_loop(target, [requests[target]], 1, 1, plan.window / 2).latencies)
-                for target in (own, raw)
-            ]
+            [np.median(closed_loop(target, [request], 1, 1, plan.window / 2).latencies) for target in (own, raw)]
             for _ in range(PAIRS)
         ]
     except Exception as error:  # the server is gone

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import struct
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tritonclient.grpc import (
 from benchmarks.serving.load import Connection
 from benchmarks.serving.pipeline import Answers
 from client import Categorization, ShelfwiseClient
+from client.tensors import bytes_tensor
 
 TIMEOUT = 60.0
 OUTPUTS = ("category", "category_id", "probability", "neighbour_kl")
@@ -74,7 +74,7 @@ class GrpcTarget:
             model_name=self.model,
             outputs=[wanted(name=name) for name in OUTPUTS],
             inputs=[tensor(name=name, datatype="BYTES", shape=(len(images), 1)) for name in ("image", "title")],
-            raw_input_contents=[_bytes_tensor(images), _bytes_tensor([title.encode() for title in titles])],
+            raw_input_contents=[bytes_tensor(images), bytes_tensor([title.encode() for title in titles])],
         )
 
     def read(self, answer: service_pb2.ModelInferResponse) -> Answers:
@@ -211,8 +211,3 @@ class HttpTarget:
             np.array([row["probability"]]),
             np.array([row["neighbour_kl"]]),
         )
-
-
-def _bytes_tensor(elements: Sequence[bytes]) -> bytes:
-    """Triton's wire form of BYTES: every element after its length as a little-endian uint32."""
-    return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
