@@ -45,7 +45,7 @@ def export_bundle(
 
 def _system(bundle_folder: Path, feed: Feed | None, target: ExportTarget) -> ServedSystem:
     if system_of(bundle_folder) == "categorize":
-        return categorizer_system(load_bundle(bundle_folder), bundle_folder, feed)
+        return categorizer_system(load_bundle(bundle_folder), bundle_folder, target.runtime, feed)
     if target.runtime is Runtime.GPU:
         return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder, feed)
     return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime, feed)

@@ -21,6 +21,7 @@ from models.tokenizer import encode
 from training.bundle import CategorizerBundle
 
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, Names, ServedCategoryHead, ServedEncoders
+from .precision import Runtime
 from .system import ServedSystem
 
 ENSEMBLE = "categorize"
@@ -28,15 +29,17 @@ CALIBRATION_PRODUCTS = 256
 PARITY_PRODUCTS = 1000  # asked in three ways each: 99.9 % is three changed answers
 
 
-def categorizer_system(bundle: CategorizerBundle, bundle_folder: Path, feed: Feed | None = None) -> ServedSystem:
-    """What there is to export of a categorizer; arguments and errors as in `export.bundles.export_bundle`."""
+def categorizer_system(
+    bundle: CategorizerBundle, bundle_folder: Path, runtime: Runtime, feed: Feed | None = None
+) -> ServedSystem:
+    """What there is to export of a categorizer for a runtime; arguments as in `export.bundles.export_bundle`."""
     inputs = calibration = [real_inputs(bundle, bundle.samples)]
     if feed is not None:
         calibration = [real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))]
         inputs = [*inputs, real_inputs(bundle, whole_products(feed, "val", PARITY_PRODUCTS))]
     return ServedSystem(
         ensemble=ENSEMBLE,
-        graphs=categorizer_graphs(bundle),
+        graphs=categorizer_graphs(bundle, trim=runtime is not Runtime.TENSORRT),
         fused="categorizer",
         inputs=inputs,
         calibration=calibration,
@@ -68,8 +71,8 @@ def whole_products(feed: Feed, split: str, limit: int | None = None) -> list[Pro
     return products
 
 
-def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
-    """The two ONNX models of a categorizer, in the order in which they depend on each other."""
+def categorizer_graphs(bundle: CategorizerBundle, *, trim: bool = True) -> list[GraphSpec]:
+    """The two ONNX models of a categorizer, in the order in which they depend on each other; trim: `ServedEncoders`."""
     config = bundle.config
     tokens = torch.ones(EXAMPLE_ROWS, config.text_encoder.max_length, dtype=torch.int64)
     embeds = torch.zeros(EXAMPLE_ROWS, config.head.embed_dim)
@@ -78,7 +81,7 @@ def categorizer_graphs(bundle: CategorizerBundle) -> list[GraphSpec]:
     return [
         GraphSpec(
             "product_encoder",
-            ServedEncoders(bundle.model.image_encoder, bundle.model.text_encoder),
+            ServedEncoders(bundle.model.image_encoder, bundle.model.text_encoder, trim=trim),
             {"pixel_values": pixels, "input_ids": tokens, "attention_mask": tokens.clone()},
             ["image_embeds", "text_embeds"],
         ),

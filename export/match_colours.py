@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from training.colour_bundle import ColourMatcherBundle
 
 from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
-from .onnx_graphs import ExportError, GraphSpec
+from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
 from .repository import SOURCE, read_config
 from .system import ServedSystem, TorchModel
@@ -87,8 +86,7 @@ class ServedColourMatcher(nn.Module):
         pixel_values = pixel_values.view(-1, tower.height, tower.width, 3)
         input_ids, attention_mask = input_ids.view(-1, length), attention_mask.view(-1, length)
         if self.trim:
-            longest = largest(attention_mask.sum(1), length)
-            input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
+            input_ids, attention_mask = trimmed(input_ids, attention_mask)
         photos, photo_present = self.by_product(self.model.image_tower(pixel_values), pair_present.any(2))
         labels, label_present = self.by_product(self.model.label_tower(input_ids, attention_mask), pair_present.any(1))
         logits = self.model.head.padded(photos, labels, photo_present, label_present)
@@ -101,14 +99,6 @@ class ServedColourMatcher(nn.Module):
         place = torch.arange(room)
         there = place < count[:, None]
         return embeds[torch.where(there, (count.cumsum(0) - count)[:, None] + place, 0)], there
-
-
-def largest(lengths: Tensor, limit: int) -> int:
-    """The largest of some lengths, at most limit; at least 2, since the exporter takes a length of 1 for a constant."""
-    found = cast(int, lengths.max().clamp(min=2).item())  # not int(), which would ask the exporter for its value
-    torch._check(found >= 2)  # the exporter has to know within what bounds a slice moves
-    torch._check(found <= limit)
-    return found
 
 
 def colour_matcher_system(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -73,16 +74,39 @@ class GraphSpec:
 
 
 class ServedEncoders(nn.Module):
-    """Both encoders of a categorizer as one graph."""
+    """Both encoders of a categorizer as one graph.
 
-    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module) -> None:
+    Args:
+        image_encoder, text_encoder: give embeddings of one width.
+        trim: compute on as many tokens as the longest title of the batch has, not on all there is room for. Such
+            lengths are known only when a batch is there, which ONNX Runtime takes and TensorRT does not.
+    """
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, *, trim: bool = True) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
+        self.trim = trim
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """image_embeds and text_embeds, [B, D] each, of pixels [B, H, W, 3] uint8 and tokens [B, L] int64."""
+        if self.trim:
+            input_ids, attention_mask = trimmed(input_ids, attention_mask)
         return self.image_encoder(pixel_values), self.text_encoder(input_ids, attention_mask)
+
+
+def trimmed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and mask [B, L], padded behind, without what no row of the batch attends to: [B, 2 … L] each."""
+    longest = largest(attention_mask.sum(1), attention_mask.shape[1])
+    return input_ids[:, :longest], attention_mask[:, :longest]
+
+
+def largest(lengths: Tensor, limit: int) -> int:
+    """The largest of some lengths, at most limit; at least 2, since the exporter takes a length of 1 for a constant."""
+    found = cast(int, lengths.max().clamp(min=2).item())  # not int(), which would ask the exporter for its value
+    torch._check(found >= 2)  # the exporter has to know within what bounds a slice moves
+    torch._check(found <= limit)
+    return found
 
 
 class ServedCategoryHead(nn.Module):

@@ -74,7 +74,7 @@ def test_every_precision_of_an_encoder_builds(builder: PlanBuilder, tmp_path: Pa
 def test_every_graph_of_every_system_builds(
     builder: PlanBuilder, categorize_bundle: Path, colour_bundle: Path, tmp_path: Path
 ) -> None:
-    categorizer = categorizer_system(load_bundle(categorize_bundle), categorize_bundle)
+    categorizer = categorizer_system(load_bundle(categorize_bundle), categorize_bundle, Runtime.TENSORRT)
     matcher = colour_matcher_system(load_colour_bundle(colour_bundle), colour_bundle, Runtime.TENSORRT)
     for graph, axes in [
         *((graph, categorizer.axis_ranges) for graph in categorizer.graphs),
