@@ -25,13 +25,18 @@ install: .venv/.installed .venv-server/.installed
 	$(BIN)/python -c "from serving.environment import server_environment; server_environment()"
 	touch $@
 
-# What benchmarks/run.py serving compares with, in an environment of its own.
-rivals: .venv-rivals/.installed
+# What benchmarks/run.py serving compares with, in environments of their own.
+rivals: .venv-rivals/.installed .venv-infinity/.installed
 
-.venv-rivals/.installed: benchmarks/serving/rivals/requirements.txt benchmarks/serving/rivals/constraints.txt
-	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install --quiet --constraint benchmarks/serving/rivals/constraints.txt \
-		--requirement benchmarks/serving/rivals/requirements.txt
+RIVALS := benchmarks/serving/rivals
+
+.venv-rivals/.installed: $(RIVALS)/requirements.txt $(RIVALS)/constraints.txt
+.venv-infinity/.installed: $(RIVALS)/infinity-requirements.txt $(RIVALS)/infinity-constraints.txt
+
+.venv-rivals/.installed .venv-infinity/.installed:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(patsubst %,--constraint %,$(filter %constraints.txt,$^)) \
+		$(patsubst %,--requirement %,$(filter %requirements.txt,$^))
 	touch $@
 
 # The pipeline on a page: feed -> train -> export -> serve, ask, measure.

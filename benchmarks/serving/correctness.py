@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from benchmarks.serving.load import Target
-from benchmarks.serving.pipeline import Answers
+from benchmarks.serving.pipeline import Answers, Embeddings
 from catalogue.product import Product
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability; float32 sums in another order differ by less than a hundredth of it."""
+"""Largest difference of a probability or of an embedding's entry; float32 sums in another order differ by less than a
+hundredth of it."""
 
 
-def mistake(target: Target, products: Sequence[Product], expected: Answers, batch: int = 1) -> str:
+def mistake(target: Target, products: Sequence[Product], expected: Answers | Embeddings, batch: int = 1) -> str:
     """What is wrong with a server's answers about products, "" when nothing is.
 
     Args:
@@ -30,7 +32,7 @@ def mistake(target: Target, products: Sequence[Product], expected: Answers, batc
             images = [product.images[0] for product in products[rows]]
             titles = [product.title for product in products[rows]]
             answer = target.read(connection.call(target.prepare(images, titles)))
-            wanted = Answers(**{name: array[rows] for name, array in vars(expected).items()})
+            wanted = replace(expected, **{name: array[rows] for name, array in vars(expected).items()})
             found = difference(answer, wanted)
             if found:
                 return f"products {start} to {start + len(images) - 1}: {found}"
@@ -39,18 +41,21 @@ def mistake(target: Target, products: Sequence[Product], expected: Answers, batc
     return ""
 
 
-def difference(answer: Answers, wanted: Answers) -> str:
-    """How an answer differs from the one that is wanted, "" when it does not.
+def difference(answer: Answers | Embeddings, wanted: Answers | Embeddings) -> str:
+    """How an answer differs from the one that is wanted, which is of the same kind; "" when it does not.
 
     The order of categories that are equally probable within the tolerance means nothing.
     """
     for name, array in vars(wanted).items():
         if getattr(answer, name).shape != array.shape:
             return f"{name} has shape {list(getattr(answer, name).shape)}, not {list(array.shape)}"
-    for name in ("probability", "neighbour_kl"):
-        gap = float(np.abs(getattr(answer, name) - getattr(wanted, name)).max())
-        if not gap <= TOLERANCE:
-            return f"{name} differs by {gap:.2e}"
+    for name, array in vars(wanted).items():
+        if array.dtype.kind == "f":
+            gap = float(np.abs(getattr(answer, name) - array).max())
+            if not gap <= TOLERANCE:
+                return f"{name} differs by {gap:.2e}"
+    if isinstance(wanted, Embeddings):
+        return ""
     apart = np.full(wanted.probability.shape, True)
     close = -np.diff(wanted.probability, axis=1) <= 2 * TOLERANCE
     apart[:, 1:] &= ~close

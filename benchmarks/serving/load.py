@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from benchmarks.results import NOT_MEASURED
-from benchmarks.serving.pipeline import Answers
+from benchmarks.serving.pipeline import Answers, Embeddings
 
 OPEN_LOOP_CALLERS = 128
 FEWEST_FOR = {50: 10, 90: 50, 99: 300, 99.9: 3000}
@@ -50,7 +50,7 @@ class Target(Protocol):
     def prepare(self, images: Sequence[bytes], titles: Sequence[str]) -> Any:
         """A request of one or more rows."""
 
-    def read(self, answer: Any) -> Answers: ...
+    def read(self, answer: Any) -> Answers | Embeddings: ...
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ class Answers:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """What a server of embeddings says of B rows: image_embeds and text_embeds, [B, D] float32 each, unit length."""
+
+    image_embeds: np.ndarray
+    text_embeds: np.ndarray
+
+
 class Preprocessing:
     """Image files and titles to what the encoders take, as the served prepare_product does it."""
 

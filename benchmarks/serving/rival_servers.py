@@ -1,4 +1,4 @@
-"""Starts the rivals: each a small server in benchmarks/serving/rivals, run by the pinned environment .venv-rivals.
+"""Starts the rivals: each a small server in benchmarks/serving/rivals, run by a pinned environment of its kind.
 
 A rival is ready when it has answered a true request. Its whole process group is killed at the end, whatever happened.
 """
@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from benchmarks.serving.clip_checkpoint import clip_checkpoint
 from benchmarks.serving.load import Target
-from benchmarks.serving.subjects import ROOT, Subject
-from benchmarks.serving.targets import GrpcTarget, HttpTarget
+from benchmarks.serving.subjects import CLIP, ROOT, Subject
+from benchmarks.serving.targets import GrpcTarget, HttpTarget, InfinityTarget
 from serving.environment import free_ports, locate
 
 FOLDER = Path(__file__).resolve().parent / "rivals"
-ENVIRONMENT_VARIABLE = "SHELFWISE_RIVALS_ENV"
 START_SECONDS = 120.0
 
 
@@ -31,14 +32,22 @@ class RivalError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rival:
-    """How a rival is started. `program` in the folder rivals; `options` after repository and port."""
+    """How a rival is started.
+
+    Attributes:
+        program: in the folder rivals.
+        options: after repository and port.
+        speaks: what its requests look like.
+        wants_bundle: it is told where the bundle is.
+        environment: which of the environments that `make rivals` makes runs it.
+    """
 
     name: str
     program: str
     options: tuple[str, ...] = ()
-    grpc: bool = False
-    json_body: bool = False
+    speaks: Literal["HTTP", "HTTP with JSON", "gRPC", "embeddings"] = "HTTP"
     wants_bundle: bool = False
+    environment: Literal["rivals", "infinity"] = "rivals"
 
 
 RIVALS = (
@@ -46,17 +55,24 @@ RIVALS = (
     Rival(
         "FastAPI + ONNX Runtime, 1 thread, no spinning", "fastapi_onnxruntime.py", ("--threads", "1", "--no-spinning")
     ),
-    Rival("LitServe", "litserve_onnxruntime.py", json_body=True),
-    Rival("PyTriton decorators", "pytriton_onnxruntime.py", grpc=True),
+    Rival("LitServe", "litserve_onnxruntime.py", speaks="HTTP with JSON"),
+    Rival("PyTriton decorators", "pytriton_onnxruntime.py", speaks="gRPC"),
     Rival("FastAPI + PyTorch eager", "fastapi_torch.py", wants_bundle=True),
 )
+INFINITY = Rival("infinity-emb", "infinity_clip.py", speaks="embeddings", environment="infinity")
 
 
-def rivals_environment() -> Path:
-    """The environment that runs the rivals. Raises RivalError, saying how to make it, where there is none."""
-    root = Path(os.environ.get(ENVIRONMENT_VARIABLE) or ROOT / ".venv-rivals")
+def rivals_of(subject: str) -> tuple[Rival, ...]:
+    """Those that can serve the subject of this name: infinity-emb knows CLIP alone."""
+    return (*RIVALS, INFINITY) if subject == CLIP else RIVALS
+
+
+def rivals_environment(name: str) -> Path:
+    """The environment "rivals" or "infinity". Raises RivalError, saying how to make it, where there is none."""
+    variable = f"SHELFWISE_{name.upper()}_ENV"
+    root = Path(os.environ.get(variable) or ROOT / f".venv-{name}")
     if not (root / "bin" / "python").exists():
-        raise RivalError(f"{root} is missing; make it with `make rivals`, or name another by {ENVIRONMENT_VARIABLE}")
+        raise RivalError(f"{root} is missing; make it with `make rivals`, or name another by {variable}")
     return root
 
 
@@ -67,12 +83,14 @@ def running(rival: Rival, subject: Subject) -> Iterator[Target]:
     Raises:
         RivalError: it is not installed, ended, or did not answer within `START_SECONDS`; with the end of its log.
     """
-    root = rivals_environment()
+    root = rivals_environment(rival.environment)
     port, *others = free_ports("127.0.0.1", 3)
-    command = [str(root / "bin" / "python"), str(FOLDER / rival.program), str(subject.repository), str(port)]
-    command += [str(other) for other in others] if rival.grpc else []
+    served = clip_checkpoint(subject) if rival.speaks == "embeddings" else subject.repository
+    command = [str(root / "bin" / "python"), str(FOLDER / rival.program), str(served), str(port)]
+    command += [str(other) for other in others] if rival.speaks == "gRPC" else []
     command += ["--bundle", str(subject.bundle)] if rival.wants_bundle else []
-    environment = locate(root).process_environment()
+    # PyTriton is a Triton, which has to find its libraries.
+    environment = locate(root).process_environment() if rival.environment == "rivals" else dict(os.environ)
     environment["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
@@ -85,11 +103,7 @@ def running(rival: Rival, subject: Subject) -> Iterator[Target]:
             start_new_session=True,
         )
         try:
-            target: Target
-            if rival.grpc:
-                target = GrpcTarget(rival.name, f"127.0.0.1:{port}", process.pid)
-            else:
-                target = HttpTarget(rival.name, port, process.pid, json_body=rival.json_body)
+            target = _target(rival, port, process.pid)
             reason = _wait_until_it_answers(process, target, subject)
             if reason:
                 log.seek(0)
@@ -99,6 +113,14 @@ def running(rival: Rival, subject: Subject) -> Iterator[Target]:
             with suppress(ProcessLookupError):  # all have ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _target(rival: Rival, port: int, pid: int) -> Target:
+    if rival.speaks == "gRPC":
+        return GrpcTarget(rival.name, f"127.0.0.1:{port}", pid)
+    if rival.speaks == "embeddings":
+        return InfinityTarget(rival.name, port, pid)
+    return HttpTarget(rival.name, port, pid, json_body=rival.speaks == "HTTP with JSON")
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], target: Target, subject: Subject) -> str:

@@ -11,14 +11,16 @@ import hashlib
 import itertools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from tokenizers import Tokenizer
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
+from catalogue.images import decode_image
 from catalogue.product import Product
 from catalogue.sample import sample_products
 from catalogue.taxonomy import Taxonomy
@@ -41,6 +43,7 @@ from training.labels import neighbour_semantic, neighbours_of_embeddings
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("benchmarks/serving/subjects.py", "catalogue", "export", "model_repository", "models", "training/bundle.py")
 PRODUCTS = 64
+CLIP = "ViT-B/32"
 CLASSES = 142  # as many as the public fashion data has article types
 SHARPNESS = 20.0
 
@@ -75,21 +78,30 @@ def vit_encoders(vocabulary: int) -> tuple[ImageEncoder, TextEncoder]:
 
 ENCODERS: dict[str, Callable[[int], tuple[ImageEncoder, TextEncoder]]] = {
     "small": small_encoders,
-    "ViT-B/32": vit_encoders,
+    CLIP: vit_encoders,
 }
 
 
-def products_to_ask() -> list[Product]:
-    """Drawn products, the same ones every time."""
+def products_to_ask(name: str) -> list[Product]:
+    """Drawn products, the same ones every time.
+
+    For CLIP their images are of just the encoder's size: servers differ in how they bring others to it.
+    """
     whole = (product for product in sample_products(10 * PRODUCTS, seed=1) if product.images and product.title.strip())
-    return list(itertools.islice(whole, PRODUCTS))
+    products = list(itertools.islice(whole, PRODUCTS))
+    return [replace(product, images=(square(product.images[0]),)) for product in products] if name == CLIP else products
+
+
+def square(image: bytes) -> bytes:
+    """An image file as a JPEG of 224x224 pixels."""
+    return simplejpeg.encode_jpeg(decode_image(image, 224, 224), quality=90)
 
 
 def subject(name: str) -> Subject:
     """The subject of a name in `ENCODERS`, exported if no current repository lies under runs/benchmarks."""
     short = name.replace("/", "")
     folder = ROOT / "runs" / "benchmarks" / f"{short}-{_fingerprint()}"
-    products = products_to_ask()
+    products = products_to_ask(name)
     if not (folder / "complete").exists():
         for outdated in folder.parent.glob(f"{short}-*"):
             shutil.rmtree(outdated)

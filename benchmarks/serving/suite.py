@@ -24,18 +24,22 @@ from benchmarks.machine_speed import machine_speed
 from benchmarks.results import NOT_MEASURED
 from benchmarks.serving import decoding, perf_analyzer, sweep, triton_statistics
 from benchmarks.serving.bulk import bulk
+from benchmarks.serving.clip_checkpoint import embeddings
 from benchmarks.serving.correctness import mistake
 from benchmarks.serving.in_process import InProcessTarget
 from benchmarks.serving.load import Target, Window, closed_loop, merged, open_loop
-from benchmarks.serving.pipeline import Answers, Pipeline
+from benchmarks.serving.pipeline import Answers, Embeddings, Pipeline
 from benchmarks.serving.report import write_report
-from benchmarks.serving.rival_servers import RIVALS, Rival, RivalError, rivals_environment, running
+from benchmarks.serving.rival_servers import Rival, RivalError, rivals_environment, rivals_of, running
 from benchmarks.serving.subjects import Subject, subject
 from benchmarks.serving.targets import GrpcTarget, OwnClientTarget, TritonclientTarget
 from serving.server import TritonServer
 
 PACKAGES = ("onnxruntime", "tritonclient", "grpcio", "numpy", "torch", "simplejpeg", "tokenizers")
-RIVAL_PACKAGES = ("fastapi", "uvicorn", "litserve", "nvidia-pytriton", "onnxruntime", "torch", "numpy")
+RIVAL_PACKAGES = {
+    "rivals": ("fastapi", "uvicorn", "litserve", "nvidia-pytriton", "onnxruntime", "torch", "numpy"),
+    "infinity": ("infinity-emb", "fastapi", "uvicorn", "transformers", "torch", "numpy"),
+}
 TRITON = "Triton"
 IN_PROCESS = InProcessTarget.name
 OWN_CLIENT, BULK = "ShelfwiseClient", "categorize_many"
@@ -134,7 +138,7 @@ def main(quick: bool, output: Path) -> None:
 def measure(quick: bool) -> Iterator[Row]:
     """All rows of the suite."""
     yield decoding.measure(quick)
-    yield rival_versions()
+    yield from rival_versions()
     for name, plan in (QUICK if quick else FULL).items():
         found: list[Row] = []
         for row in measure_subject(subject(name), plan):
@@ -145,18 +149,20 @@ def measure(quick: bool) -> Iterator[Row]:
             yield from sweep.measure(subject(name), plan.window, quick)
 
 
-def rival_versions() -> Row:
+def rival_versions() -> Iterator[Row]:
     """What the rivals are, as installed."""
-    try:
-        folder = rivals_environment() / "lib"
-    except RivalError as error:
-        return {"measured": "rivals", "error": str(error)}
-    installed = dict(
-        path.name.removesuffix(".dist-info").rsplit("-", 1)
-        for path in folder.glob("python3*/site-packages/*.dist-info")
-    )
-    versions = {name: installed.get(name.replace("-", "_"), "absent") for name in RIVAL_PACKAGES}
-    return {"measured": "rivals", "versions": versions}
+    for environment, packages in RIVAL_PACKAGES.items():
+        row: Row = {"measured": "rivals", "environment": environment}
+        try:
+            folder = rivals_environment(environment) / "lib"
+        except RivalError as error:
+            yield row | {"error": str(error)}
+            continue
+        installed = dict(
+            path.name.removesuffix(".dist-info").rsplit("-", 1)
+            for path in folder.glob("python3*/site-packages/*.dist-info")
+        )
+        yield row | {"versions": {name: installed.get(name.replace("-", "_"), "absent") for name in packages}}
 
 
 def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
@@ -191,7 +197,10 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
             stream = partial(bulk, server.url, products, batch, in_flight, 2 * plan.window)
             loads.append(Load(closed_identity(subject, TRITON, BULK, in_flight, batch), stream))
             loads.append(by_perf_analyzer(server.url, subject, plan, in_flight, batch, 2 * plan.window))
-            rivals = [RivalLoads(rival, subject, plan, images, titles, expected) for rival in RIVALS]
+            rivals = []
+            for rival in rivals_of(subject.name):
+                right = embeddings(subject, products) if rival.speaks == "embeddings" else expected
+                rivals.append(RivalLoads(rival, subject, plan, images, titles, right))
             yield from in_rounds([*loads, *rivals], plan)
             yield client_overhead(own, raw, subject, plan, images, titles)
             yield from open_loop_rows(triton, subject, plan, images, titles, [load.row() for load in loads])
@@ -227,7 +236,7 @@ class RivalLoads:
     plan: Plan
     images: list[bytes]
     titles: list[str]
-    expected: Answers
+    expected: Answers | Embeddings
     loads: list[Load] = field(default_factory=list)
     error: str = ""
 
@@ -405,7 +414,7 @@ def goals(name: str, plan: Plan, rows: Sequence[Row]) -> Iterator[Row]:
     own_rate, own_p99 = of(TRITON, 8, "products_per_second"), of(TRITON, 8, "p99_ms")
     yield goal("p50 at concurrency 1 over in-process", of(TRITON, 1, "p50_ms"), limit_p50, plan.p50_goal)
     yield goal("throughput at concurrency 8 over in-process", own_rate, limit_rate, plan.throughput_goal)
-    for rival in RIVALS:
+    for rival in rivals_of(name):
         rate, p99 = of(rival.name, 8, "products_per_second"), of(rival.name, 8, "p99_ms")
         yield goal(f"throughput at concurrency 8 over {rival.name}", own_rate, rate, 1.3)
         yield goal(f"p99 at concurrency 8 over {rival.name}", own_p99, p99, 1.0)

@@ -28,7 +28,7 @@ from tritonclient.grpc import (
 )
 
 from benchmarks.serving.load import Connection
-from benchmarks.serving.pipeline import Answers
+from benchmarks.serving.pipeline import Answers, Embeddings
 from client import Categorization, ShelfwiseClient
 from client.tensors import bytes_tensor
 
@@ -211,3 +211,42 @@ class HttpTarget:
             np.array([row["probability"]]),
             np.array([row["neighbour_kl"]]),
         )
+
+
+class InfinityConnection:
+    """Two requests a product, one after the other: the protocol has one modality a request."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = HttpConnection(port, "application/json")
+
+    def call(self, request: Sequence[tuple[str, bytes]]) -> list[bytes]:
+        return [self.connection.call(part) for part in request]
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@dataclass(frozen=True)
+class InfinityTarget:
+    """infinity-emb: the embeddings of a product's image and of its title, through the API of OpenAI's form."""
+
+    name: str
+    port: int
+    pid: int
+
+    def connect(self) -> Connection:
+        return InfinityConnection(self.port)
+
+    def prepare(self, images: Sequence[bytes], titles: Sequence[str]) -> list[tuple[str, bytes]]:
+        files = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
+        return [
+            ("/embeddings", json.dumps(asked | {"model": "clip", "encoding_format": "base64"}).encode())
+            for asked in ({"input": files, "modality": "image"}, {"input": [*titles], "modality": "text"})
+        ]
+
+    def read(self, answer: Sequence[bytes]) -> Embeddings:
+        return Embeddings(*map(self._vectors, answer))
+
+    def _vectors(self, answer: bytes) -> np.ndarray:
+        rows = json.loads(answer)["data"]
+        return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), np.float32) for row in rows])
