@@ -32,11 +32,24 @@ from .train import Batch
 SHIFT = 4
 BLUR_SHARE = 0.25
 BLUR_SIGMA = 1.5
-REAL_SHARE = 0.5
-DISTRACTOR_SHARE = 0.3
-MOST_DISTRACTORS = 4
 
 Clean = Callable[[Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class ProductMix:
+    """Which products a batch is drawn from.
+
+    Attributes:
+        real: share of real groups; the others are drawn within a category.
+        distractors: share of the drawn ones that get labels which no photo shows. With fewer, a matcher trusts that
+            every label is somebody's, and is worse than a plain classifier where that is not so.
+        most_distractors: such labels at most.
+    """
+
+    real: float = 0.5
+    distractors: float = 0.5
+    most_distractors: int = 6
 
 
 @dataclass(frozen=True)
@@ -128,14 +141,17 @@ class ColourProducts(Dataset[Batch]):
         tokenizer: of fixed length.
         noise: how labels are written.
         clean: cleans the labels of one product.
-        augmented: photos are mirrored, shifted and blurred.
+        mix: which products there are.
     """
 
-    def __init__(self, examples: ColourExamples, tokenizer: Tokenizer, noise: LabelNoise, clean: Clean) -> None:
+    def __init__(
+        self, examples: ColourExamples, tokenizer: Tokenizer, noise: LabelNoise, clean: Clean, mix: ProductMix
+    ) -> None:
         self.examples = examples
         self.tokenizer = tokenizer
         self.noise = noise
         self.clean = clean
+        self.mix = mix
         self.groups = ColourGroups(examples.variants, "train")
         if not len(self.groups) and not self.groups.has_harder:
             raise FeedError("the training split has no product in two colours and no category of three")
@@ -162,10 +178,10 @@ class ColourProducts(Dataset[Batch]):
         return product_batch(groups, labels, self.tokenizer, self.clean)
 
     def _group(self, chance: random.Random) -> ColourGroup:
-        real = len(self.groups) and (chance.random() < REAL_SHARE or not self.groups.has_harder)
+        real = len(self.groups) and (chance.random() < self.mix.real or not self.groups.has_harder)
         if real:
             return self.groups.real_group(chance.randrange(len(self.groups)), chance)
-        extra = chance.randint(1, MOST_DISTRACTORS) if chance.random() < DISTRACTOR_SHARE else 0
+        extra = chance.randint(1, self.mix.most_distractors) if chance.random() < self.mix.distractors else 0
         return self.groups.harder(chance, distractors=extra)
 
 

@@ -37,7 +37,7 @@ from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
 
 from .colour_bundle import ColourMatcherBundle, ColourMatcherConfig
-from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, prepare_colour_examples
+from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, ProductMix, prepare_colour_examples
 from .colour_tasks import (
     ColourContrastiveTask,
     ColourEvaluator,
@@ -65,6 +65,7 @@ class ColourSettings(BaseModel):
     label_checkpoint: Path | None = Field(None, description="Hugging Face BERT folder: labels go through it and a GRU")
     matcher: MatcherConfig = MatcherConfig()
     noise: LabelNoise = LabelNoise()
+    mix: ProductMix = ProductMix()
     contrastive: TrainConfig = TrainConfig(epochs=5, batch_size=128, learning_rate=1e-3)
     joint: TrainConfig = TrainConfig(epochs=4, batch_size=32, learning_rate=5e-4)
     frozen: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=5e-4)
@@ -124,7 +125,7 @@ def train_colour_matcher(
     examples, tokenizer = material.examples, material.tokenizer
     torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
     matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
-    products = ColourProducts(examples, tokenizer, settings.noise, clean)
+    products = ColourProducts(examples, tokenizer, settings.noise, clean, settings.mix)
     scale = towers.scale.detach()
     joint = ColourJointTask(matcher, scale, products, material.validation, settings.contrastive_weight)
     scores = {"joint": fit(joint, settings.joint, folder, accelerator)}

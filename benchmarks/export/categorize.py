@@ -44,7 +44,7 @@ def main(quick: bool, output: Path) -> None:
         test = _TestSplit(bundle, encoder, head, whole_products(feed, "test", 400 if quick else None))
         rows: list[Row] = [{"variant": "PyTorch float32"} | test.accuracy(test.expected)]
         print(_line(rows[0]), flush=True)
-        with lowered_forms(encoder, chain, calibration) as forms:
+        with lowered_forms(encoder, chain, calibration, quick=quick) as forms:
             for form, lowered, path in forms:
                 parity = chain.compare(encoder, lowered.runnable, exact=form.exact)
                 found = run_onnx(lowered.runnable, test.inputs, list(encoder.outputs), exact=form.exact)

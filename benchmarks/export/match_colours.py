@@ -48,7 +48,7 @@ def main(quick: bool, output: Path) -> None:
     asked = [real_inputs(bundle, [(product.images, product.labels)]) for product in products]
     expected = _own(products, (run_torch(graph, one)["probability"][0] for one in asked))
     rows = [_row("PyTorch float32", products, expected)]
-    with lowered_forms(graph, chain, Chain([graph], system.calibration).inputs(graph)) as forms:
+    with lowered_forms(graph, chain, Chain([graph], system.calibration).inputs(graph), quick=quick) as forms:
         for form, lowered, file in forms:
             found = _own(products, _answers(lowered.runnable, asked, exact=form.exact))
             row = _row(form.name, products, found)

@@ -51,10 +51,13 @@ def main(quick: bool, output: Path) -> None:
         exported = folder / "exported.onnx"
         export_onnx(encoder, exported)
         module = encoder.module.eval()
+        eager: dict[str, Callable[..., object]] = {"torch eager": module}
+        if not quick:  # compiles for half a minute
+            eager["torch.compile"] = torch.compile(module)
         calls: dict[tuple[str, int], Call] = {}
         for batch in BATCHES:
             few = {name: tensor[:batch] for name, tensor in inputs.items()}
-            for label, run in (("torch eager", module), ("torch.compile", torch.compile(module))):
+            for label, run in eager.items():
                 calls[label, batch] = functools.partial(run, *few.values())
             for form in FORMS:
                 if not form.exact:

@@ -214,7 +214,9 @@ class Parts:
             yield {"asked": kind, **asdict(evaluator.head_report(matcher.head.eval(), *evaluator.embed(matcher)))}
 
     def _products(self, clean: Clean) -> ColourProducts:
-        return ColourProducts(self.material.examples, self.material.tokenizer, self.settings.noise, clean)
+        return ColourProducts(
+            self.material.examples, self.material.tokenizer, self.settings.noise, clean, self.settings.mix
+        )
 
     @cached_property
     def _training(self) -> FrozenProducts:

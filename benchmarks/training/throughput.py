@@ -141,7 +141,7 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     towers = colour_towers(settings, tokenizer)
     matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
     pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
-    grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels)
+    grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels, settings.mix)
     joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
     embedded = frozen_products(matcher.image_tower, grouped, views=1)
     tasks: dict[str, tuple[Task, int, str]] = {

@@ -172,7 +172,7 @@ def test_late_batch_costs_its_own_rows_only(client: ShelfwiseClient, tmp_path: P
         gate.with_suffix(".open").touch()  # read once the batch before has been given up
         yield from (Item(title=title) for title in ("d", "e"))
 
-    answers = labels(list(client.categorize_many(source(), k=1, batch_size=2, in_flight=1, timeout=1)))
+    answers = labels(list(client.categorize_many(source(), k=1, batch_size=2, in_flight=1, timeout=2)))
     assert answers == ["a", "b", DeadlineExceeded, DeadlineExceeded, "d", "e"]
 
 

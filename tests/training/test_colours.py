@@ -21,7 +21,7 @@ from catalogue.product import Product
 from models.tokenizer import character_tokenizer, encode, set_length
 from training.bundle import BundleError, load_bundle, system_of
 from training.colour_bundle import load_colour_bundle
-from training.colour_examples import ColourProducts, augment_photos, prepare_colour_examples, product_batch
+from training.colour_examples import ColourProducts, ProductMix, augment_photos, prepare_colour_examples, product_batch
 from training.colour_metrics import DecodedAccuracy, colour_report
 from training.colour_tasks import ColourEvaluator, matching_loss, supervised_contrastive_loss
 from training.examples import BatchRequest
@@ -97,7 +97,7 @@ def test_report_counts_photos_and_whole_products() -> None:
 def test_a_batch_follows_from_its_request_alone(colour_feed: Path, tmp_path: Path) -> None:
     examples = prepare_colour_examples(open_feed(colour_feed), 64, 56, tmp_path / "photos")
     tokenizer = set_length(character_tokenizer(examples.colours()), 16)
-    first, second = (ColourProducts(examples, tokenizer, LabelNoise(), clean_labels) for _ in range(2))
+    first, second = (ColourProducts(examples, tokenizer, LabelNoise(), clean_labels, ProductMix()) for _ in range(2))
     first[BatchRequest(np.arange(4), 1)]
     a, b = first[BatchRequest(np.arange(6), 7)], second[BatchRequest(np.arange(6), 7)]
     assert all(torch.equal(a[name], b[name]) for name in a)
