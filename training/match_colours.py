@@ -4,7 +4,7 @@
       -> contrastive   both towers on photos and written colours
       -> joint         towers and head on products, real ones and ones drawn within a category
       -> frozen        the head on embeddings of the fixed towers, several augmented views of every photo
-      -> bundle        the joint or the frozen one, whichever is better on the validation split
+      -> bundle        the joint or the frozen one, whichever is better on validation products, asked in all ways
 
 Test products, by the hash of their group, are measured in the end: real groups, harder ones, with more labels than
 photos, and with labels written as sellers write them. Every stage keeps its own checkpoint; a killed run goes on.
@@ -128,22 +128,24 @@ def train_colour_matcher(
     products = ColourProducts(examples, tokenizer, settings.noise, clean, settings.mix)
     scale = towers.scale.detach()
     joint = ColourJointTask(matcher, scale, products, material.validation, settings.contrastive_weight)
-    scores = {"joint": fit(joint, settings.joint, folder, accelerator)}
+    fit(joint, settings.joint, folder, accelerator)
     candidates = {"joint": matcher}
     if settings.frozen.epochs:
         tuned = copy.deepcopy(matcher)
         with accelerator.autocast():  # as the tower was trained
             embedded = frozen_products(tuned.image_tower, products, settings.views)
         frozen = ColourFrozenTask(tuned, embedded, material.validation)
-        scores["frozen"] = fit(frozen, settings.frozen, folder, accelerator)
+        fit(frozen, settings.frozen, folder, accelerator)
         candidates["frozen"] = tuned
 
-    served = max(candidates, key=lambda name: np.mean(list(scores[name].values())))
-    test = ColourGroups(examples.variants, "test")
-    evaluators = test_evaluators(examples, test, tokenizer, clean)
-    metrics: dict[str, Any] = {"served": served}
+    groups = {split: ColourGroups(examples.variants, split) for split in ("train", "val", "test")}
+    choosing, measuring = (split_evaluators(examples, groups[split], tokenizer, clean) for split in ("val", "test"))
+    scores, metrics = {}, {}
     for name, candidate in candidates.items():
-        metrics[name] = {kind: asdict(evaluator.report(candidate.eval())) for kind, evaluator in evaluators.items()}
+        candidate.eval()
+        scores[name] = np.mean([list(evaluator.report(candidate).flat().values()) for evaluator in choosing.values()])
+        metrics[name] = {kind: asdict(evaluator.report(candidate)) for kind, evaluator in measuring.items()}
+    served = max(scores, key=lambda name: scores[name])
 
     config = ColourMatcherConfig(
         image_tower=matcher.image_tower.config,
@@ -152,12 +154,12 @@ def train_colour_matcher(
         training={
             "feed": feed.path.name,
             "photos": {split: len(examples.rows(split)) for split in ("train", "val", "test")},
-            "groups": {split: len(ColourGroups(examples.variants, split)) for split in ("train", "val", "test")},
+            "groups": {split: len(own) for split, own in groups.items()},
             "settings": settings.model_dump(mode="json"),
         },
-        metrics=metrics,
+        metrics={"served": served, **metrics},
     )
-    samples = sample_products(feed, examples, list(test.evaluation())[:SAMPLES])
+    samples = sample_products(feed, examples, list(groups["test"].evaluation())[:SAMPLES])
     return ColourMatcherBundle(config, candidates[served].cpu(), tokenizer, samples)
 
 
@@ -224,7 +226,7 @@ def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> ColourTower
     return ColourTowers(image_tower, label_tower)
 
 
-def test_evaluators(
+def split_evaluators(
     examples: ColourExamples, groups: ColourGroups, tokenizer: Tokenizer, clean: Clean
 ) -> dict[str, ColourEvaluator]:
     """The ways to ask about a split: real groups; written by sellers in English and in Chinese; harder; more labels."""

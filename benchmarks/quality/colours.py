@@ -44,7 +44,7 @@ from training.match_colours import (
     ColourMaterial,
     ColourSettings,
     frozen_products,
-    test_evaluators,
+    split_evaluators,
     train_colour_matcher,
     train_towers,
 )
@@ -227,7 +227,7 @@ class Parts:
 def evaluators_of(material: ColourMaterial, clean: Clean) -> dict[str, ColourEvaluator]:
     """The recipe's ways to ask about the test split."""
     groups = ColourGroups(material.examples.variants, "test")
-    return test_evaluators(material.examples, groups, material.tokenizer, clean)
+    return split_evaluators(material.examples, groups, material.tokenizer, clean)
 
 
 class ColourClassifier(nn.Module):
