@@ -3,8 +3,7 @@
 Every server is asked about all products first, and its answers are compared with ONNX Runtime's; one that answers
 differently is listed as wrong and not timed. Loads are measured in several rounds, each going through all of them, so
 that the spread over the rounds holds the drift of the machine; that spread is a row's noise. How fast the machine was
-around a load is kept with it. A server that fails loses
-its rows, not the report.
+around a load is kept with it. A server that fails loses its rows, not the report.
 """
 
 from __future__ import annotations
