@@ -1,9 +1,9 @@
 """Two runs beside each other: ratios of every figure that carries its noise, and which of them changed.
 
-A change counts when it is larger than the spreads that both runs measured, added up, and than two per cent, after what
-the machine explains has been taken out: rows that say how fast the machine was around them (machine_speed.py) are
-compared as if it had been equally fast. Rows belong together when all that describes them is equal: every field that is
-neither a figure with noise nor derived from one.
+A change counts when it is larger than the spreads that both runs measured, added up, and than two per cent, whatever
+part of the machine's own change is taken out: rows say how fast the machine was around them (machine_speed.py), by one
+kind of work, and a figure follows that speed wholly, partly or not at all. Rows belong together when all that describes
+them is equal: every field that is neither a figure with noise nor derived from one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Change:
 
     @property
     def beyond_noise(self) -> bool:
-        return abs(self.ratio / self.machine - 1) > self.noise
+        explained = min(max(self.ratio, min(1.0, self.machine)), max(1.0, self.machine))
+        return abs(self.ratio / explained - 1) > self.noise
 
     def __str__(self) -> str:
         mark = "  CHANGED" if self.beyond_noise else ""

@@ -35,6 +35,14 @@ def test_what_the_machine_explains_is_no_change():
     assert all(change.beyond_noise for change in changes([before], [slower | {"machine_speed": 90.0}]))
 
 
+def test_what_follows_the_machine_in_part_or_not_at_all_is_no_change_either():
+    before = row(10.0, machine_speed=80.0)
+    assert not any(change.beyond_noise for change in changes([before], [row(10.0, machine_speed=100.0)]))
+    assert not any(change.beyond_noise for change in changes([before], [row(9.0, machine_speed=100.0)]))
+    assert all(change.beyond_noise for change in changes([before], [row(13.0, machine_speed=100.0)]))
+    assert all(change.beyond_noise for change in changes([before], [row(6.0, machine_speed=100.0)]))
+
+
 def test_an_improvement_is_a_change_too():
     (found,) = changes([row(10.0)], [row(5.0)])
     assert found.beyond_noise
