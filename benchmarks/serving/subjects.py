@@ -41,7 +41,15 @@ from training.categorize import SERVED_TOP_K
 from training.labels import neighbour_semantic, neighbours_of_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("benchmarks/serving/subjects.py", "catalogue", "export", "model_repository", "models", "training/bundle.py")
+SOURCES = (
+    "benchmarks/serving/clip_checkpoint.py",
+    "benchmarks/serving/subjects.py",
+    "catalogue",
+    "export",
+    "model_repository",
+    "models",
+    "training/bundle.py",
+)
 PRODUCTS = 64
 CLIP = "ViT-B/32"
 CLASSES = 142  # as many as the public fashion data has article types
