@@ -55,14 +55,17 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """What one stretch of load measured. Latencies in seconds, one a request; `seconds` of wall time."""
+    """What one stretch of load measured. Latencies in seconds, one a request; `seconds` of wall time.
+
+    `server_memory` in bytes; None where server and load generator are one process.
+    """
 
     latencies: np.ndarray
     rows: int
     seconds: float
     server_cpu: float
     client_cpu: float
-    server_memory: int
+    server_memory: int | None
 
     def figures(self) -> dict[str, float | str]:
         """Throughput, percentiles in milliseconds, cores in use, bytes of memory."""
@@ -74,19 +77,20 @@ class Window:
         return found | {
             "server_cores": self.server_cpu / self.seconds,
             "client_cores": self.client_cpu / self.seconds,
-            "server_memory_mb": self.server_memory / 1e6,
+            "server_memory_mb": NOT_MEASURED if self.server_memory is None else self.server_memory / 1e6,
         }
 
 
 def merged(windows: Sequence[Window]) -> Window:
     """Several stretches of the same load as one."""
+    memory = [window.server_memory for window in windows if window.server_memory is not None]
     return Window(
         np.concatenate([window.latencies for window in windows]),
         sum(window.rows for window in windows),
         sum(window.seconds for window in windows),
         sum(window.server_cpu for window in windows),
         sum(window.client_cpu for window in windows),
-        max(window.server_memory for window in windows),
+        max(memory, default=None),
     )
 
 
@@ -230,4 +234,5 @@ def _measure(
     if failures:
         raise failures[0]
     taken = np.array([latency for part in latencies for latency in part])
-    return Window(taken, rows * len(taken), seconds, server_cpu, client_cpu, tree.memory_bytes())
+    memory = None if target.pid == os.getpid() else tree.memory_bytes()
+    return Window(taken, rows * len(taken), seconds, server_cpu, client_cpu, memory)

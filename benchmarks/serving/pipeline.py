@@ -40,6 +40,11 @@ class Answers:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def joined(answers: Sequence[Answers]) -> Answers:
+    """Answers of single rows as one."""
+    return Answers(**{name: np.concatenate([getattr(part, name) for part in answers]) for name in vars(answers[0])})
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """What a server of embeddings says of B rows: image_embeds and text_embeds, [B, D] float32 each, unit length."""

@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.serving import suite, sweep, triton_statistics
+from benchmarks.serving import rival_loads, sweep, triton_statistics
 from benchmarks.serving.bulk import bulk
 from benchmarks.serving.correctness import difference, mistake
+from benchmarks.serving.goals import goals
 from benchmarks.serving.load import closed_loop
-from benchmarks.serving.pipeline import Answers, Pipeline
+from benchmarks.serving.pipeline import Answers, Pipeline, joined
+from benchmarks.serving.plans import FULL, QUICK
 from benchmarks.serving.rival_servers import Rival
+from benchmarks.serving.rounds import Load
+from benchmarks.serving.subjects import Subject
 from benchmarks.serving.targets import GrpcTarget, OwnClientTarget, TritonclientTarget
+from benchmarks.serving.traffic import IN_PROCESS, TRITON, Traffic
 from catalogue.product import Product
 from catalogue.sample import sample_products
 from client import InvalidInput
@@ -31,7 +36,7 @@ def products() -> list[Product]:
 @pytest.fixture(scope="module")
 def expected(categorize_repository: Path, products: list[Product]) -> Answers:
     pipeline = Pipeline(categorize_repository, threads=1)
-    return suite.joined([pipeline([product.images[0]], [product.title]) for product in products])
+    return joined([pipeline([product.images[0]], [product.title]) for product in products])
 
 
 @pytest.mark.parametrize("make", [GrpcTarget, TritonclientTarget, OwnClientTarget])
@@ -115,24 +120,24 @@ def load_row(server: str, client: str, concurrency: int, rate: float, p50: float
 
 def test_goals_are_judged_by_what_was_measured_and_say_so_where_nothing_was():
     rows = [
-        load_row(suite.IN_PROCESS, "none", 1, 300.0, 3.0),
-        load_row(suite.TRITON, "prepared requests", 1, 250.0, 3.6),
-        load_row(suite.TRITON, "prepared requests", 8, 240.0, 30.0),
+        load_row(IN_PROCESS, "none", 1, 300.0, 3.0),
+        load_row(TRITON, "prepared requests", 1, 250.0, 3.6),
+        load_row(TRITON, "prepared requests", 8, 240.0, 30.0),
         load_row("LitServe", "prepared requests", 8, 120.0, 60.0),
     ]
-    goals = {row["goal"]: row for row in suite.goals("small", suite.FULL["small"], rows)}
-    assert goals["p50 at concurrency 1 over in-process"]["reached"]
-    assert not goals["throughput at concurrency 8 over in-process"]["reached"]
-    assert goals["throughput at concurrency 8 over LitServe"]["ratio"] == 2.0
-    assert goals["p99 at concurrency 8 over LitServe"]["reached"]
-    missing = goals["throughput at concurrency 8 over PyTriton decorators"]
+    judged = {row["goal"]: row for row in goals("small", FULL["small"], rows)}
+    assert judged["p50 at concurrency 1 over in-process"]["reached"]
+    assert not judged["throughput at concurrency 8 over in-process"]["reached"]
+    assert judged["throughput at concurrency 8 over LitServe"]["ratio"] == 2.0
+    assert judged["p99 at concurrency 8 over LitServe"]["reached"]
+    missing = judged["throughput at concurrency 8 over PyTriton decorators"]
     assert missing["ratio"] == "not measured"
     assert "reached" not in missing
 
 
 def test_a_load_that_fails_says_why_and_has_no_figures():
     rounds = iter([{"products_per_second": 1.0}])
-    load = suite.Load({"measured": "load", "server": "Triton"}, lambda: next(rounds))
+    load = Load({"measured": "load", "server": "Triton"}, lambda: next(rounds))
     load.measure()
     load.measure()  # the server is gone in the second round
     assert load.row() == {"measured": "load", "server": "Triton", "error": "StopIteration"}
@@ -142,22 +147,21 @@ def test_a_rival_is_started_again_every_round_and_what_fails_costs_its_rows_alon
     monkeypatch: pytest.MonkeyPatch, categorize_server: TritonServer, products: list[Product], expected: Answers
 ) -> None:
     assert categorize_server.process is not None
-    plan = replace(suite.QUICK["small"], rounds=2, window=0.1, rival_concurrencies=(1, 2))
-    images, titles = [product.images[0] for product in products], [product.title for product in products]
+    plan = replace(QUICK["small"], rounds=2, window=0.1, rival_concurrencies=(1, 2))
     starts: list[str] = []
 
     @contextmanager
-    def running(rival: Rival, subject: suite.Subject) -> Iterator[GrpcTarget]:
+    def running(rival: Rival, subject: Subject) -> Iterator[GrpcTarget]:
         starts.append(rival.name)
         if rival.name == "dies" and starts.count("dies") == 2:
             raise RuntimeError("it died")
         yield GrpcTarget(rival.name, categorize_server.url, categorize_server.process.pid)
 
-    monkeypatch.setattr(suite, "running", running)
-    subject = replace(_named("small"), products=products)
+    monkeypatch.setattr(rival_loads, "running", running)
+    traffic = Traffic(replace(_named("small"), products=products), plan)
     shifted = Answers(**{name: np.roll(array, 1, axis=0) for name, array in vars(expected).items()})
     rivals = [
-        suite.RivalLoads(Rival(name, "none.py"), subject, plan, images, titles, said)
+        rival_loads.RivalLoads(Rival(name, "none.py"), traffic, said)
         for name, said in (("lives", expected), ("dies", expected), ("lies", shifted))
     ]
     for _ in range(plan.rounds):
@@ -173,7 +177,7 @@ def test_a_rival_is_started_again_every_round_and_what_fails_costs_its_rows_alon
 
 def test_noise_is_the_spread_over_the_rounds():
     rounds = iter({"products_per_second": rate, "p50_ms": 4.0, "p90_ms": 5.0} for rate in (90.0, 100.0, 110.0))
-    load = suite.Load({"measured": "load"}, lambda: next(rounds))
+    load = Load({"measured": "load"}, lambda: next(rounds))
     for _ in range(3):
         load.measure()
     row = load.row()
@@ -193,5 +197,5 @@ def test_the_recommended_setting_is_the_fastest_of_those_that_do_not_cost_latenc
     assert "max_queue_delay_microseconds" not in fragment
 
 
-def _named(name: str) -> suite.Subject:
-    return suite.Subject(name, Path("unused"), Path("unused"), [])
+def _named(name: str) -> Subject:
+    return Subject(name, Path("unused"), Path("unused"), [])
