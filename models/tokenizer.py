@@ -109,3 +109,10 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.n
     input_ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     attention_mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
     return input_ids, attention_mask
+
+
+def encode_to_longest(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode`, with as many tokens as the longest text has: networks do not compute on padding for nothing."""
+    input_ids, attention_mask = encode(tokenizer, texts)
+    longest = int(attention_mask.sum(1).max())
+    return input_ids[:, :longest], attention_mask[:, :longest]

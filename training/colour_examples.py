@@ -24,7 +24,7 @@ from catalogue.atomic import atomic_folder
 from catalogue.colour_groups import ColourGroup, ColourGroups, ColourVariant, colour_variant
 from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
-from models.tokenizer import encode
+from models.tokenizer import encode_to_longest
 
 from .examples import BatchRequest, augment, decode_images, feed_fingerprint, holds
 from .train import Batch
@@ -115,12 +115,12 @@ class ColourPairs(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        """pixel_values [B, H, W, 3] uint8, input_ids and attention_mask [B, L], colours [B] int64."""
+        """pixel_values [B, H, W, 3] uint8, input_ids and attention_mask [B, l], l of the longest, colours [B] int64."""
         rows = np.sort(self.rows[request.rows])
         chance = random.Random(request.seed)
         variants = [variant for row in rows if (variant := self.examples.variants[row])]
         labels = [self.clean(written_labels([variant.colour], self.noise, chance))[0] for variant in variants]
-        input_ids, attention_mask = encode(self.tokenizer, labels)
+        input_ids, attention_mask = encode_to_longest(self.tokenizer, labels)
         pixels = augment_photos(self.examples.pixel_values[rows], np.random.default_rng(request.seed))
         return {
             "pixel_values": torch.from_numpy(pixels),
@@ -193,17 +193,17 @@ def product_batch(
     Args:
         groups: P products.
         labels: of each product its m labels as they were written.
-        tokenizer: of fixed length L.
+        tokenizer: of fixed length.
         clean: cleans the labels of one product.
 
     Returns:
-        input_ids and attention_mask [U, L] of the different labels of the batch, label_index [M] into them,
+        input_ids and attention_mask [U, l] of the different labels, l of the longest, label_index [M] into them,
         cu_images and cu_labels [P + 1] int32 cumulative lengths, photos [N] row numbers, answers [N] index into the
         labels of the product, positives [N, U] bool, which of the texts were written for the colour of each photo.
     """
     cleaned = [clean(product) for product in labels]
     number = {text: place for place, text in enumerate(dict.fromkeys(text for product in cleaned for text in product))}
-    input_ids, attention_mask = encode(tokenizer, list(number))
+    input_ids, attention_mask = encode_to_longest(tokenizer, list(number))
     written: dict[str, set[int]] = {}  # a colour is written in several ways
     for group, product in zip(groups, cleaned, strict=True):
         for colour, text in zip(group.colours, product, strict=True):

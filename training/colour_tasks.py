@@ -172,7 +172,8 @@ class ColourFrozenTask:
 
     @torch.no_grad()
     def _embed_labels(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        texts = [row.tobytes() for row in input_ids.cpu().numpy()]
+        rows = zip(input_ids.cpu().numpy(), attention_mask.sum(1).tolist(), strict=True)
+        texts = [row[:length].tobytes() for row, length in rows]
         new = [row for row, text in enumerate(texts) if text not in self.label_embeds]
         if new:
             embeds = self.label_tower(input_ids[new], attention_mask[new])
