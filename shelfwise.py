@@ -127,9 +127,11 @@ def train_categorize(
             seed=seed,
         )
         accelerator = make_accelerator()
-        bundle = train_categorizer(_open(feed, preset, column, on_error), recipe, run, accelerator)
+        products = _open(feed, preset, column, on_error)
+        bundle = train_categorizer(products, recipe, run, accelerator)
         if accelerator.is_main_process:
             save_bundle(run / "bundle", bundle)
+            _print_skipped(products)
             _print_metrics(bundle.config.metrics)
             typer.echo(f"{run / 'bundle'} written")
     except (FeedError, ValueError, OSError, FloatingPointError) as error:
@@ -160,9 +162,11 @@ def train_match_colours(
             image_checkpoint=image_checkpoint, label_checkpoint=label_checkpoint, epochs=epochs, seed=seed
         )
         accelerator = make_accelerator()
-        bundle = train_colour_matcher(_open(feed, preset, column, on_error), recipe, run, accelerator)
+        products = _open(feed, preset, column, on_error)
+        bundle = train_colour_matcher(products, recipe, run, accelerator)
         if accelerator.is_main_process:
             save_colour_bundle(run / "bundle", bundle)
+            _print_skipped(products)
             for line in report_lines(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
@@ -347,6 +351,8 @@ def ready(
 
     try:
         names = check(url, repository, timeout, credentials=_credentials(ca), headers=_headers(header))
+        if not names:
+            raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
     except (NotReady, ValueError, OSError) as error:
         fail(error)
@@ -425,6 +431,11 @@ def labels_show(
         table.ids[row].tolist(), table.similarities[row].tolist(), table.weights[row].tolist(), strict=True
     ):
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {loaded.taxonomy.label(number)}")
+
+
+def _print_skipped(feed: Feed) -> None:
+    for reason, rows in feed.summary.skipped.most_common():
+        typer.echo(f"{feed.path}: {rows} rows left out: {reason}", err=True)
 
 
 def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:

@@ -16,14 +16,15 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from .onnx_graphs import ExportError, check_versions
 from .plans import repository_refusals
-from .repository import CONFIG_FILE, READINESS_FILE, RELEASE_FILE, RepositoryError, read_config
+from .repository import CONFIG_FILE, READINESS_FILE, RELEASE_FILE, RepositoryError
+from .served import mixed_versions, model_configs, newest_version
 
 TRITON_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "bfloat16": "BF16"}
 """ONNX Runtime's names of element types -> Triton's, where they are more than upper case."""
 
 
 def check_repository(repository: Path) -> list[str]:
-    """Checks every model of a repository.
+    """Checks every model of a repository that is served; systems that were not exported yet are not.
 
     Returns:
         The models' names.
@@ -32,12 +33,17 @@ def check_repository(repository: Path) -> list[str]:
         RepositoryError: naming the first file that does not fit, or that there is no model.
         ValueError: a plan has no readable record.
     """
-    models = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}"))
-    if not models:
-        raise RepositoryError(f"{repository} holds no model (a folder NAME with a {CONFIG_FILE})")
-    configs = {model: read_config(model, repository) for model in models}
+    try:
+        configs = {config.name: config for config in model_configs(repository)}
+    except ValueError as error:
+        raise RepositoryError(str(error)) from error
+    if not configs:
+        raise RepositoryError(f"{repository} holds no exported model (a folder NAME with {CONFIG_FILE} and a version)")
+    mixed = mixed_versions(repository, list(configs.values()))
+    if mixed:
+        raise RepositoryError("; ".join(mixed.values()))
     for model, config in configs.items():
-        version = newest_version(repository / model)
+        version = _newest_version(repository / model)
         if config.HasField("ensemble_scheduling"):
             _check_ensemble(repository, config, configs, version)
         else:
@@ -50,19 +56,14 @@ def check_repository(repository: Path) -> list[str]:
     refusals = repository_refusals(repository)
     if refusals:
         raise RepositoryError("; ".join(f"{model}: {reason}" for model, reason in refusals.items()))
-    return models
+    return sorted(configs)
 
 
-def newest_version(model: Path) -> Path:
-    """The folder of a model's newest version, which is the one that Triton serves.
-
-    Raises:
-        RepositoryError: there is none.
-    """
-    versions = [path for path in model.iterdir() if path.name.isdigit() and path.is_dir()]
-    if not versions:
+def _newest_version(model: Path) -> Path:
+    version = newest_version(model)
+    if version is None:
         raise RepositoryError(f"{model} has no version (a folder with a number); export a bundle")
-    return max(versions, key=lambda path: int(path.name))
+    return version
 
 
 def _check_ensemble(repository: Path, config: ModelConfig, configs: dict[str, ModelConfig], version: Path) -> None:
@@ -72,12 +73,6 @@ def _check_ensemble(repository: Path, config: ModelConfig, configs: dict[str, Mo
     for step in config.ensemble_scheduling.step:
         if step.model_name not in configs:
             raise RepositoryError(f"{config.name}: step {step.model_name} is no model of {repository}")
-        step_version = newest_version(repository / step.model_name)
-        if step_version.name != version.name:
-            raise RepositoryError(
-                f"{config.name} is at version {version.name}, its step {step.model_name} at {step_version.name}; "
-                "an export was interrupted: export again"
-            )
         step_config = configs[step.model_name]
         if step_config.max_batch_size < config.max_batch_size:
             raise RepositoryError(

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +111,29 @@ class StagedVersion:
             for file in sorted(self.path(model).rglob("*"), reverse=True):
                 sync(file)
         before = published_versions(self.repository, self.ensemble)[-1:]
-        for model in self.models:
-            target = self.repository / model
-            target.mkdir(parents=True, exist_ok=True)
-            _replace_folder(self.path(model), target / str(self.version))
-            _place_files(self.repository, model, self.version)
-            sync(target)
+        try:
+            for model in self.models:
+                target = self.repository / model
+                target.mkdir(parents=True, exist_ok=True)
+                _replace_folder(self.path(model), target / str(self.version))
+                _place_files(self.repository, model, self.version)
+                sync(target)
+        except BaseException:
+            self._take_back(before)
+            raise
         for version in before:
             _hide_models(self.repository, self.ensemble, version, self.models)
         for old in published_versions(self.repository, self.ensemble)[:-KEPT_VERSIONS]:
             _remove_version(self.repository, self.ensemble, old)
+
+    def _take_back(self, before: list[int]) -> None:
+        """Undoes a publication that failed half-way: new steps must not be served with the old ensemble."""
+        for model in reversed(self.models):
+            moved = not self.path(model).exists()
+            _take_back_folder(self.path(model), self.repository / model / str(self.version))
+            for version in before if moved else ():
+                with suppress(OSError, RepositoryError):  # the disk may be full; versions are what must fit
+                    _place_files(self.repository, model, version)
 
 
 @contextmanager
@@ -211,6 +224,15 @@ def _replace_folder(new: Path, target: Path) -> None:
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)
+
+
+def _take_back_folder(new: Path, target: Path) -> None:
+    """Undoes `_replace_folder`."""
+    old = new.with_name(f"{new.name}.old")
+    if target.exists() and not new.exists():
+        os.replace(target, new)
+    if old.exists():
+        os.replace(old, target)
 
 
 def _remove(path: Path) -> None:

@@ -14,16 +14,17 @@ import json
 import math
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import text_format
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+from export.served import is_ensemble, model_configs
 
 READINESS_FILE = "readiness.json"
 # Inputs that carry encoded image files; readiness.json holds them in base64, all other BYTES as text.
@@ -52,8 +53,11 @@ def check(
     `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds;
     `credentials` and `headers` are for a server behind TLS and for one whose protocols are gated by a header.
     Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did
-    not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests.
+    not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests;
+    and for a repository that is no folder.
     """
+    if not repository.is_dir():
+        raise NotReady(url, {"repository": f"{repository} is not a folder, so there is nothing to ask the server"})
     deadline = time.monotonic() + timeout
     ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
     reasons: dict[str, str] = {}
@@ -147,51 +151,6 @@ def readiness_requests(repository: Path, config: ModelConfig) -> Iterator[list[I
         yield [
             _infer_input(tensor, row[tensor.name], path, batched=config.max_batch_size > 0) for tensor in config.input
         ]
-
-
-def model_configs(repository: Path) -> list[ModelConfig]:
-    """The configurations of what a repository serves, sorted by name: all models but `unexported_models`.
-
-    Raises ValueError for one that cannot be read.
-    """
-    configs = []
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        try:
-            config = text_format.Parse(path.read_text(), ModelConfig())
-        except text_format.ParseError as error:
-            raise ValueError(f"{path}: {error}") from None
-        config.name = config.name or path.parent.name
-        configs.append(config)
-    left_out = unexported_models(repository, configs)
-    return [config for config in configs if config.name not in left_out]
-
-
-def unexported_models(repository: Path, configs: Sequence[ModelConfig]) -> set[str]:
-    """The ensembles of a repository that no bundle was exported to yet, with the steps that only they use.
-
-    A checkout holds the configurations of every system, and one may be served before another is trained. A model was
-    exported when some version of it holds its model file; an ensemble when all of its steps were. One that was released
-    counts as exported whatever is missing now: Triton says what. A model that is no step and has no version at all is
-    one that other targets of the export need.
-    """
-    steps = {
-        config.name: {step.model_name for step in config.ensemble_scheduling.step}
-        for config in configs
-        if is_ensemble(config)
-    }
-    every = set().union(*steps.values())
-    built = {name for name in every if any((repository / name).glob("[0-9]*/model.*"))}
-    released = {name for name in steps if any((repository / name).glob("[0-9]*/release.json"))}
-    waiting = {ensemble for ensemble, names in steps.items() if names - built and ensemble not in released}
-    used = set().union(*(names for ensemble, names in steps.items() if ensemble not in waiting))
-    lone = {config.name for config in configs} - every - set(steps)
-    unbuilt = {name for name in lone if not any((repository / name).glob("[0-9]*"))}
-    return unbuilt | waiting | set().union(*(steps[ensemble] for ensemble in waiting)) - used
-
-
-def is_ensemble(config: ModelConfig) -> bool:
-    """Whether a model is composed of others."""
-    return config.platform == "ensemble" or config.HasField("ensemble_scheduling")
 
 
 def _infer_input(tensor: Any, value: Any, path: Path, *, batched: bool) -> InferInput:

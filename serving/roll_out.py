@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from catalogue.atomic import atomic_file
 from export.repository import CONFIG_FILE, RELEASE_FILE, version_models
+from export.served import is_ensemble, model_configs
 from serving import readiness
 
 
@@ -54,8 +55,8 @@ def roll_out(
     Raises RollOutError when there is no newer version or the server refuses it, and readiness.NotReady when the new
     version does not answer its readiness requests: both leave the old version in service.
     """
-    configs = {config.name: config for config in readiness.model_configs(repository)}
-    if ensemble not in configs or not readiness.is_ensemble(configs[ensemble]):
+    configs = {config.name: config for config in model_configs(repository)}
+    if ensemble not in configs or not is_ensemble(configs[ensemble]):
         raise RollOutError(f"{repository} has no ensemble {ensemble}")
     steps = list(dict.fromkeys(step.model_name for step in configs[ensemble].ensemble_scheduling.step))
     client = InferenceServerClient(url, creds=credentials)
@@ -64,6 +65,11 @@ def roll_out(
         versions = Versions(server.served_version(ensemble), newest_release(repository / ensemble))
         if versions.new == versions.old:
             raise RollOutError(f"{ensemble}: version {versions.old} is the newest and is served already")
+        if not all((repository / model / str(versions.old)).is_dir() for model in (ensemble, *steps)):
+            raise RollOutError(
+                f"{ensemble}: the files of version {versions.old}, which is served, are gone since version "
+                f"{versions.new} was exported: start a server on the repository instead"
+            )
         if version_models(repository, ensemble, versions.old) != version_models(repository, ensemble, versions.new):
             raise RollOutError(
                 f"{ensemble}: version {versions.new} is made of {', '.join(steps)}, version {versions.old} of other "

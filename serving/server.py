@@ -31,7 +31,7 @@ from typing import IO, Any, NoReturn
 
 import grpc
 
-from export import plans
+from export import plans, served
 from serving import readiness
 from serving.environment import (
     ServerEnvironment,
@@ -161,6 +161,7 @@ class TritonServer:
         if self.process is not None:
             raise RuntimeError("this server was already started; make a new TritonServer to start another")
         instances = count_instances(self.repository)
+        refuse_mixed_versions(self.repository)
         refuse_plans(self.repository)
         environment = self.environment or server_environment()
         self._choose_ports()
@@ -239,6 +240,9 @@ class TritonServer:
 
     def killed_models(self) -> list[str]:
         """Model instances ("prepare_product_0_0") whose process has died: Triton neither reaps nor replaces it."""
+        if self.process is not None:
+            with contextlib.suppress(OSError):  # Triton has ended
+                self._stubs |= _stub_processes(self.process.pid)  # those of models that were loaded since
         return [name for pid, name in self._stubs.items() if _process_state(pid) == "Z"]
 
     def log_excerpt(self) -> str:
@@ -296,11 +300,11 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={max(1, round(self.start_timeout))}",
         ]
-        served = [config.name for config in readiness.model_configs(repository)]
-        whole = len(served) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
+        models = [config.name for config in served.model_configs(repository)]
+        whole = len(models) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
         if self.model_control or not whole:  # what was not exported, or is no model, is left out by naming the others
             command.append("--model-control-mode=explicit")
-            command += [f"--load-model={name}" for name in (["*"] if whole else served)]
+            command += [f"--load-model={name}" for name in (["*"] if whole else models)]
         else:
             command.append("--model-control-mode=none")
         if not self.model_control:
@@ -427,7 +431,7 @@ def count_instances(repository: Path) -> int:
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is not a folder; `shelfwise export BUNDLE` writes a model repository")
     try:
-        configs = readiness.model_configs(repository)
+        configs = served.model_configs(repository)
     except ValueError as error:
         raise RepositoryError(f"a model's configuration cannot be read: {error}") from None
     if not configs:
@@ -436,12 +440,19 @@ def count_instances(repository: Path) -> int:
         )
     count = 0
     for config in configs:
-        if readiness.is_ensemble(config):
+        if served.is_ensemble(config):
             continue
         onnx = bool(list((repository / config.name).glob("*/model.onnx")))
         # Triton's default: two instances of an ONNX model on a CPU, one of any other.
         count += sum(group.count or 1 for group in config.instance_group) or (2 if onnx else 1)
     return count
+
+
+def refuse_mixed_versions(repository: Path) -> None:
+    """Refuse an ensemble whose steps are of another version: wrong answers that look right. Raises RepositoryError."""
+    mixed = served.mixed_versions(repository, served.model_configs(repository))
+    if mixed:
+        raise RepositoryError("; ".join(mixed.values()))
 
 
 def refuse_plans(repository: Path) -> None:
@@ -536,7 +547,7 @@ def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
     from rich.table import Table
 
     table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.repository}", title_justify="left")
-    for config in readiness.model_configs(server.repository):
+    for config in served.model_configs(server.repository):
         if config.name in ensembles:
             table.add_row(config.name, _tensors(config.input), _tensors(config.output))
     console = Console()

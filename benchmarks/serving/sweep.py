@@ -24,7 +24,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.subjects import Subject
 from benchmarks.serving.targets import GrpcTarget
-from serving.readiness import is_ensemble
+from export.served import is_ensemble
 from serving.server import TritonServer
 
 MODEL = "categorizer"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tritonclient.grpc import InferenceServerClient
 
-from serving.readiness import is_ensemble, model_configs
+from export.served import is_ensemble, model_configs
 
 PARTS = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
 ENSEMBLE = "categorize"

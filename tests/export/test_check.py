@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import shelfwise
 from export.check import check_repository
 from export.plans import TENSORRT_RTX, PlanRecord
-from export.repository import RepositoryError
+from export.repository import SOURCE, RepositoryError
 
 
 @pytest.fixture
@@ -29,6 +29,14 @@ def test_a_fresh_export_fits(repository: Path) -> None:
     result = CliRunner().invoke(shelfwise.app, ["repository", "check", "--repository", str(repository)])
     assert result.exit_code == 0
     assert "fit their files" in result.output
+
+
+def test_systems_that_were_not_exported_are_left_out(repository: Path) -> None:
+    exported = check_repository(repository)
+    for config in SOURCE.glob("*/config.pbtxt"):  # as in a checkout, whose folder holds every system's
+        (repository / config.parent.name / "1").mkdir(parents=True, exist_ok=True)
+        shutil.copy(config, repository / config.parent.name)
+    assert check_repository(repository) == exported
 
 
 def test_types_of_tensors_are_checked(colour_repository: Path, tmp_path: Path) -> None:

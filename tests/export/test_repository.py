@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import export.repository
 import shelfwise
 from export.bundles import export_bundle
 from export.categorize import real_inputs
 from export.check import check_repository
 from export.parity import ParityError
 from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
-from serving.readiness import model_configs
+from export.served import model_configs
 from training.bundle import load_bundle
 
 
@@ -65,6 +67,23 @@ def test_an_export_that_fails_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_half_way()
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_publication_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repository"
+    publish(repository, "a")
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    place_files = export.repository._place_files
+
+    def full_disk(repository: Path, model: str, version: int) -> None:
+        if (model, version) == ("categorizer", 2):  # its version was moved in already, and the step before it
+            raise OSError(errno.ENOSPC, "No space left on device")
+        place_files(repository, model, version)
+
+    monkeypatch.setattr(export.repository, "_place_files", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        publish(repository, "b")
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
 
 def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from catalogue.colour_sheet import WIDTH
 from catalogue.product import Product
 from client import ColourMatch, InvalidInput, ShelfwiseClient, ShelfwiseError
 from export.match_colours import ServedColourMatcher, real_inputs
+from export.served import model_configs, unexported_models
 from models.assignment import one_to_one
-from serving.readiness import check, model_configs, unexported_models
+from serving.readiness import check
 from serving.server import StartupError, TritonServer
 from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
 

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.readiness import NotReady
 from serving.roll_out import RollOutError, Versions, roll_out
-from serving.server import TritonServer
+from serving.server import RepositoryError, TritonServer
 from tests.serving.conftest import connect, infer_input
 from tests.serving.graphs import save_onnx
 
@@ -100,6 +100,16 @@ def label(client: InferenceServerClient) -> str:
     return answer.as_numpy("z")[0, 0].decode().split(":")[-1]
 
 
+def test_steps_of_another_version_are_not_served(tmp_path: Path) -> None:
+    add_version(tmp_path, 1, factor=2, summand=1)
+    add_version(tmp_path, 2, factor=3, summand=10)
+    shutil.rmtree(tmp_path / "linear" / "2")  # as an export leaves it that was killed before its last step
+    with pytest.raises(
+        RepositoryError, match="linear is at version 1, its step multiply at 2; an export was interrupted"
+    ):
+        TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0).start()
+
+
 def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., TritonServer], tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     add_version(repository, 1, factor=2, summand=1)
@@ -113,6 +123,15 @@ def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., Trit
         assert label(client) == "label of 2"
         assert not client.is_model_ready("multiply", "1"), "the old steps are unloaded"
         assert not client.is_model_ready("linear_candidate")
+
+        # Another export may have removed the files of what is served.
+        add_version(repository, 3, factor=3, summand=10)
+        (repository / "add" / "2").rename(tmp_path / "removed")
+        with pytest.raises(RollOutError, match="the files of version 2, which is served, are gone"):
+            roll_out(server.url, repository, "linear")
+        (tmp_path / "removed").rename(repository / "add" / "2")
+        for name in ("linear", "add", "multiply"):
+            shutil.rmtree(repository / name / "3")
 
         # A version whose answer is not finite: what was served goes on, and the next one is taken all the same.
         add_version(repository, 3, factor=4, summand=float("nan"))

@@ -24,9 +24,12 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
+import shelfwise
 from serving import readiness
 from serving.environment import (
+    EnvironmentBuildError,
     LibpythonMissing,
     PortInUse,
     SharedMemoryTooSmall,
@@ -165,6 +168,13 @@ def test_environment_without_triton_is_refused(tmp_path: Path) -> None:
         locate(tmp_path / "venv")
 
 
+def test_a_folder_that_is_no_environment_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("precious")
+    with pytest.raises(EnvironmentBuildError, match="holds files and is no virtual environment"):
+        server_environment(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
 def test_installed_environment_is_up_to_date() -> None:
     assert outdated(server_environment().root) == []
 
@@ -300,6 +310,15 @@ def test_request_whose_caller_gave_up_is_dropped_from_the_queue(
     assert len(list(tmp_path.glob("waiting-*.entered"))) <= 2
 
 
+def test_a_repository_without_anything_to_ask_is_not_ready(server: TritonServer, tmp_path: Path) -> None:
+    with pytest.raises(readiness.NotReady, match="absent is not a folder"):
+        readiness.check(server.url, tmp_path / "absent")
+    command = ["ready", "--url", server.url, "--repository", str(tmp_path)]
+    result = CliRunner().invoke(shelfwise.app, command)
+    assert result.exit_code == 1
+    assert "holds no exported ensemble" in result.output
+
+
 def test_hung_model_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:
     with ThreadPoolExecutor(2) as callers:
         for _ in range(2):  # both instances
@@ -366,6 +385,20 @@ def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: Trito
     with pytest.raises(readiness.NotReady, match=r"rest: .*not healthy"):
         server.wait_until_ready(10)
     assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
+
+
+def test_killed_process_of_a_model_that_was_loaded_later_is_noticed(
+    start_server: Callable[..., TritonServer], tmp_path: Path
+) -> None:
+    server = start_server(write_sleeper(tmp_path / "repository"), model_control=True)
+    before = {stub.pid for stub in stubs(server)}
+    client = connect(server)
+    client.unload_model("sleeper")
+    client.load_model("sleeper")
+    wait_for(lambda: len({stub.pid for stub in stubs(server)} - before) == 2)
+    assert server.killed_models() == []
+    next(stub for stub in stubs(server) if stub.pid not in before).kill()
+    wait_for(lambda: len(server.killed_models()) == 1)
 
 
 # Beyond localhost
