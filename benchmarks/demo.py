@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks import results
 from catalogue.feed import detect_preset, open_feed
+from catalogue.images import is_readable
 from catalogue.product import Product, join_path
 from client import Categorization, Item, ShelfwiseClient, ShelfwiseError
 from serving.server import TritonServer
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     feed = open_feed(arguments.feed, detect_preset(arguments.feed), splits=["test"])
-    products = [product for product in feed if product.category]
+    products = [product for product in feed if product.category and all(map(is_readable, product.images[:1]))]
 
     rows: list[dict[str, Any]] = []
     if arguments.bundle is not None:
@@ -65,7 +66,10 @@ def main() -> None:
             show(client, products[:SHOWN], arguments.output / "contact-sheet.png")
             print(f"held-out split through the server, {len(products)} products")
             for modality in MODALITIES:
-                accuracy = measure_accuracy(client, products, modality)
+                asked = having(products, modality)
+                if not asked:
+                    continue
+                accuracy = measure_accuracy(client, asked, modality)
                 print(
                     f"  {modality:14} top-1 {accuracy.top_1:.4f}  top-5 {accuracy.top_5:.4f}"
                     f"  ({accuracy.products} products, {accuracy.products_per_second:.0f}/s)",
@@ -104,29 +108,35 @@ def show(client: ShelfwiseClient, products: Sequence[Product], sheet: Path) -> N
     draw_contact_sheet(products, answers, sheet)
 
 
+def having(products: Sequence[Product], modality: str) -> list[Product]:
+    """Those that have what a modality needs."""
+    use_image, use_title = MODALITIES[modality]
+    return [
+        product
+        for product in products
+        if (product.images or not use_image) and (product.title.strip() or not use_title)
+    ]
+
+
 def measure_accuracy(client: ShelfwiseClient, products: Sequence[Product], modality: str) -> Accuracy:
-    """Categorizes products through the server, those that have what the modality needs.
+    """Categorizes products that have what the modality needs through the server.
 
     Raises:
         ShelfwiseError: a product could not be answered.
     """
     use_image, use_title = MODALITIES[modality]
-    asked = [
-        product
-        for product in products
-        if (product.images or not use_image) and (product.title.strip() or not use_title)
-    ]
     items = (
-        Item(first_image(product) if use_image else None, product.title if use_title else None) for product in asked
+        Item(first_image(product) if use_image else None, product.title if use_title else None) for product in products
     )
     first = within_five = 0
     start = time.perf_counter()
-    for product, answer in zip(asked, categorized(client, items), strict=True):
+    for product, answer in zip(products, categorized(client, items), strict=True):
         paths = [category.path for category in answer.categories]
         first += paths[0] == product.category
         within_five += product.category in paths
     seconds = time.perf_counter() - start
-    return Accuracy(len(asked), first / len(asked), within_five / len(asked), len(asked) / seconds)
+    count = len(products)
+    return Accuracy(count, first / count, within_five / count, count / seconds)
 
 
 def categorized(client: ShelfwiseClient, items: Iterator[Item]) -> Iterator[Categorization]:
@@ -139,7 +149,7 @@ def categorized(client: ShelfwiseClient, items: Iterator[Item]) -> Iterator[Cate
 
 def measure_latency(client: ShelfwiseClient, products: Sequence[Product]) -> dict[str, float]:
     """Milliseconds that single requests take, one after another: p50 and p99, after a warm-up."""
-    whole = [product for product in products if product.images and product.title.strip()]
+    whole = [product for product in products if product.images and product.title.strip()] or list(products)
     milliseconds = []
     for request in range(-20, LATENCY_REQUESTS):
         product = whole[request % len(whole)]

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import islice
 
 from catalogue.colour_words import colour_name
+from catalogue.images import is_readable
 from catalogue.product import Product, Split, split_of
 
 MIN_COLOURS = 2
@@ -84,14 +85,18 @@ def colour_products(feed: Iterable[Product], split: Split, limit: int | None = N
     Args:
         feed: read twice, so that only photos that are asked for stay in memory.
         split: of the groups.
-        limit: how many at most, in the order of their titles.
+        limit: how many at most, in the order of their titles. A group with a photo that cannot be read is left out.
     """
     variants = [colour_variant(product) for product in feed for _ in product.images]
     groups = list(islice(ColourGroups(variants, split).evaluation(), limit))
     wanted = {row for group in groups for row in group.photos}
     images = (image for product in feed for image in product.images)
-    found = {row: image for row, image in enumerate(images) if row in wanted}
-    return [ColourProduct(tuple(found[row] for row in group.photos), group.labels, group.answers) for group in groups]
+    found = {row: image for row, image in enumerate(images) if row in wanted and is_readable(image)}
+    return [
+        ColourProduct(tuple(found[row] for row in group.photos), group.labels, group.answers)
+        for group in groups
+        if found.keys() >= set(group.photos)
+    ]
 
 
 def colour_variant(product: Product) -> ColourVariant | None:

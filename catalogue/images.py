@@ -60,6 +60,15 @@ def decode_image(data: bytes, height: int, width: int) -> np.ndarray:
     return _letterbox(_upright(pixels, orientation), height, width)
 
 
+def is_readable(data: bytes) -> bool:
+    """Whether `decode_image` takes an image file."""
+    try:
+        decode_image(data, 8, 8)
+    except ImageError:
+        return False
+    return True
+
+
 def fitted_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
     """Height and width of the largest picture of the given aspect ratio that fits the target; at least 1 pixel."""
     scale = min(target_height / height, target_width / width)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import catalogue.images
 from catalogue.feed import Feed, FeedError
-from catalogue.images import decode_image
+from catalogue.images import decode_image, is_readable
 from catalogue.product import PATH_SEPARATOR, Product
 from models.tokenizer import encode
 from training.bundle import CategorizerBundle
@@ -54,7 +54,7 @@ def categorizer_system(
 
 
 def whole_products(feed: Feed, split: str, limit: int | None = None) -> list[Product]:
-    """The first products of a split that have an image and a title.
+    """The first products of a split that have an image and a title; those with an image that cannot be read are not.
 
     Args:
         feed: its "train" calibrates, its "val" is compared; "test" stays for measuring what was published.
@@ -64,7 +64,11 @@ def whole_products(feed: Feed, split: str, limit: int | None = None) -> list[Pro
     Raises:
         catalogue.feed.FeedError: there is none.
     """
-    whole = (product for product in feed if product.split == split and product.images and product.title)
+    whole = (
+        product
+        for product in feed
+        if product.split == split and product.images and product.title and is_readable(product.images[0])
+    )
     products = list(islice(whole, limit))
     if not products:
         raise FeedError(f"{feed.path} has no product with image and title in its split {split!r}")

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from tokenizers import Tokenizer
 
 from catalogue.feed import Feed, FeedError
+from catalogue.images import is_readable
 from catalogue.product import Product
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
@@ -334,16 +335,19 @@ def _encoders_and_material(
             image_encoder.config.width,
             folder / "examples",
         )
-    material = FeedMaterial(text, taxonomy, tokenizer, examples, _samples(feed))
+    material = FeedMaterial(text, taxonomy, tokenizer, examples, held_out_samples(feed))
     return DualEncoder(image_encoder, text_encoder), material
 
 
-def _samples(feed: Feed) -> list[Product]:
-    """The first held-out products, of those with most to show; the bundle carries them for parity and readiness."""
+def held_out_samples(feed: Feed) -> list[Product]:
+    """The first held-out products, of those with most to show; the bundle carries them for parity and readiness.
+
+    Products whose image cannot be read are none: the server refuses them.
+    """
     whole: list[Product] = []
     partial: list[Product] = []
     for product in feed:
-        if product.split != "train" and (product.images or product.title):
+        if product.split != "train" and (product.images or product.title) and all(map(is_readable, product.images)):
             (whole if product.images and product.title else partial).append(product)
             if len(whole) == SAMPLES:
                 break

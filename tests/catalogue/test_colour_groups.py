@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from catalogue.colour_groups import HARDER_COLOURS, MAX_COLOURS, ColourGroup, ColourGroups, colour_variant
+from catalogue.colour_groups import (
+    HARDER_COLOURS,
+    MAX_COLOURS,
+    ColourGroup,
+    ColourGroups,
+    colour_products,
+    colour_variant,
+)
 from catalogue.feed import open_feed
 from catalogue.product import Product, split_of
 
@@ -47,6 +57,16 @@ def test_chinese_titles_need_no_spaces_and_share_the_colours_name() -> None:
 def test_products_without_colour_or_image_are_none() -> None:
     assert colour_variant(product("Red Tee", None)) is None
     assert colour_variant(Product("1", (), "Red Tee", (), {"base_colour": "Red"}, "train")) is None
+
+
+def test_groups_with_a_photo_that_cannot_be_read_are_left_out() -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "PNG")
+    names = [f"shirt {number}" for number in range(1000) if split_of(f"shirt {number}") == "val"][:2]
+    products = [product(f"{colour} {name}", colour) for name in names for colour in ("Red", "Blue")]
+    whole = [replace(one, images=(photo.getvalue(),)) for one in products]
+    assert len(colour_products(whole, "val")) == 2
+    assert len(colour_products([*whole[:3], products[3]], "val")) == 1
 
 
 def test_a_group_lies_in_one_split_whatever_the_feed_says() -> None:

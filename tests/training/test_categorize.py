@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from catalogue.feed import FeedError, open_feed, write_feed
 from catalogue.product import Product
 from export.bundles import export_bundle
-from export.categorize import real_inputs
+from export.categorize import real_inputs, whole_products
 from training.bundle import load_bundle, save_bundle
-from training.categorize import CategorizeSettings, feature_codes, train_categorizer
+from training.categorize import CategorizeSettings, feature_codes, held_out_samples, train_categorizer
 from training.feature_codes import codes_from_taxonomy
 from training.train import TrainConfig, make_accelerator
 
@@ -33,6 +33,16 @@ def small_settings(**changes: object) -> CategorizeSettings:
 @pytest.fixture(scope="module")
 def products(sample_feed: Path) -> list[Product]:
     return list(open_feed(sample_feed))[:250]
+
+
+def test_products_with_an_image_that_cannot_be_read_are_no_samples(products: list[Product], tmp_path: Path) -> None:
+    spoilt = next(product for product in products if product.split == "val" and product.images and product.title)
+    truncated = replace(spoilt, images=(spoilt.images[0][:-200],))
+    write_feed(tmp_path / "feed.parquet", [truncated if product is spoilt else product for product in products])
+    feed = open_feed(tmp_path / "feed.parquet")
+    for found in (held_out_samples(feed), whole_products(feed, "val")):
+        assert found
+        assert spoilt.id not in {product.id for product in found}
 
 
 def test_a_feed_without_titles_trains_exports_and_answers(products: list[Product], tmp_path: Path) -> None:
