@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -114,7 +114,7 @@ def feed_fingerprint(feed: Feed) -> dict[str, object]:
         "feed": str(feed.path.resolve()),
         "size": feed.path.stat().st_size,
         "modified": feed.path.stat().st_mtime_ns,
-        "columns": repr(feed.columns),
+        "columns": repr(replace(feed.columns, optional=frozenset())) + repr(sorted(feed.columns.optional)),
     }
 
 

@@ -67,6 +67,21 @@ def test_a_run_killed_twice_ends_with_the_numbers_of_an_unbroken_one(
         torch.testing.assert_close(resumed[name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_arrays_of_a_feed_are_known_again_by_another_process(sample_feed: Path) -> None:
+    program = (
+        "import sys; from catalogue.feed import open_feed; from training.examples import feed_fingerprint;"
+        "print(feed_fingerprint(open_feed(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, str(sample_feed)]
+    printed = {
+        subprocess.run(
+            command, cwd=PROJECT, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(printed) == 1
+
+
 def test_two_processes_train_under_accelerate_launch(sample_feed: Path, tmp_path: Path) -> None:
     launcher = (
         *(sys.executable, "-m", "accelerate.commands.launch"),
