@@ -177,7 +177,7 @@ class ShelfwiseClient:
         Asks once, without retries.
 
         Raises:
-            AccessDenied: the server is there but wants a header or certificate.
+            AccessDenied: the server is there but wants a header.
         """
         request = service_pb2.ModelReadyRequest(name=model)
         try:

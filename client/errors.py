@@ -28,11 +28,11 @@ class ModelNotFound(ShelfwiseError, LookupError):
 
 
 class AccessDenied(ShelfwiseError):
-    """The server wants a header, token or certificate that the client did not show."""
+    """The server wants a header or token that the client did not show."""
 
 
 class ServerUnavailable(ShelfwiseError):
-    """No server, a stopping one, a full queue (UNAVAILABLE): still so after the retries inside the deadline."""
+    """No server, a stopping one, a full queue, no TLS handshake (UNAVAILABLE): still so after the retries."""
 
 
 class DeadlineExceeded(ShelfwiseError, TimeoutError):

@@ -33,6 +33,7 @@ MAX_IMAGE_BYTES = 20 * 2**20
 
 _PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, RGB, RGBA
 _PILLOW_MODES_OF_PNG = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
+_PILLOW_NUMBERS = {"I", "F"}  # 32-bit grey values; converted to RGB, Pillow would clip them to 0..255
 
 
 def encode_image(image: Image) -> bytes:
@@ -71,7 +72,7 @@ def _read(path: Path) -> bytes:
 
 
 def _png(pixels: NDArray[Any]) -> bytes:
-    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    channels = pixels.shape[-1] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in _PNG_COLOUR_TYPES or 0 in pixels.shape:
         raise InvalidInput(
             f"an image array must be uint8 [H, W, 3], [H, W] or [H, W, 4], not {pixels.dtype} {list(pixels.shape)}"
@@ -100,10 +101,25 @@ def _png_by_pillow(image: PillowImage) -> bytes:
 
     try:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode not in _PILLOW_MODES_OF_PNG:
+        if upright.mode in _PILLOW_NUMBERS:
+            _check_numbers(upright)
+            upright = upright.convert("I;16")
+        elif upright.mode not in _PILLOW_MODES_OF_PNG:
             upright = upright.convert("RGB")
         encoded = io.BytesIO()
         upright.save(encoded, "PNG", compress_level=1)
+    except InvalidInput:
+        raise
     except Exception as failure:  # Pillow reads lazily, and its plugins raise many types for a broken file
         raise InvalidInput(f"Pillow cannot encode the image: {failure}") from failure
     return encoded.getvalue()
+
+
+def _check_numbers(image: PillowImage) -> None:
+    """PNG holds whole numbers from 0 to 65535, and no two viewers agree on any others."""
+    low, high = image.getextrema()
+    if image.mode == "F" or low < 0 or high > 65535:  # type: ignore[operator]  # one band, one pair
+        raise InvalidInput(
+            f"a Pillow image of mode {image.mode} must hold whole numbers from 0 to 65535, not {low:g} to {high:g}: "
+            "scale it to 8 bits first"
+        )

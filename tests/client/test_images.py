@@ -52,6 +52,7 @@ def test_array_that_is_not_contiguous_decodes_back_identical() -> None:
         (np.zeros((1, 4, 4, 3), np.uint8), r"uint8 \[1, 4, 4, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\]"),
         (np.zeros(4, np.uint8), r"uint8 \[4\]"),
+        (np.array(4, np.uint8), r"uint8 \[\]"),
     ],
 )
 def test_array_that_is_no_image_is_refused_with_its_dtype_and_shape(pixels: np.ndarray, named: str) -> None:
@@ -103,6 +104,14 @@ def test_pillow_image_of_any_mode_keeps_its_look(mode: str) -> None:
 def test_sixteen_bit_pillow_image_keeps_its_depth() -> None:
     pixels = np.arange(12 * 17, dtype=np.uint16).reshape(12, 17) * 300
     np.testing.assert_array_equal(decode(encode_image(Image.fromarray(pixels))), pixels)
+
+
+def test_numbers_in_a_pillow_image_are_kept_or_refused() -> None:
+    pixels = np.arange(12 * 17, dtype=np.int32).reshape(12, 17) * 300
+    np.testing.assert_array_equal(decode(encode_image(Image.fromarray(pixels))), pixels)
+    for wrong in (pixels - 1, pixels * 2, (pixels / pixels.max()).astype(np.float32)):
+        with pytest.raises(InvalidInput, match="whole numbers from 0 to 65535"):
+            encode_image(Image.fromarray(wrong))
 
 
 def test_exif_rotation_of_a_pillow_image_is_applied() -> None:
