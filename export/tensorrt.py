@@ -174,7 +174,9 @@ def run_plan(
     """
     trt = builder.library
     log = _Log(trt)
-    engine = trt.Runtime(log.logger).deserialize_cuda_engine(plan.read_bytes())
+    runtime = trt.Runtime(log.logger)
+    runtime.engine_host_code_allowed = True  # version-compatible plans hold code, too; this one was built a moment ago
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise ExportError(f"{plan}: {builder.name} cannot load the plan: {log.errors()}")
     context = engine.create_execution_context()

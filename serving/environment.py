@@ -254,6 +254,10 @@ def _build_lock(root: Path) -> Iterator[None]:
 
 
 def _build(root: Path, missing: list[str]) -> None:
+    if root.is_dir() and any(root.iterdir()) and not (root / "pyvenv.cfg").is_file():
+        raise EnvironmentBuildError(
+            f"{root} holds files and is no virtual environment; {ENVIRONMENT_VARIABLE} must name one, or a new folder"
+        )
     print(f"Building the server's environment in {root} (once, a few minutes): {', '.join(missing)}", file=sys.stderr)
     if not (root / "bin" / "python").exists() or _python_version(root / "bin" / "python") not in SUPPORTED_PYTHONS:
         _run([str(_base_python()), "-m", "venv", "--clear", str(root)])
