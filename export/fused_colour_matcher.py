@@ -23,7 +23,7 @@ from models.encoders import TextEncoder, TextEncoderConfig
 from models.matcher import MatcherConfig
 
 SERVED_MODULES = {
-    "kernels": ("__init__", "matcher", "matcher_torch", "matcher_triton", "ragged"),
+    "kernels": ("__init__", "matcher", "matcher_torch", "matcher_triton", "matcher_weights", "ragged"),
     "models": ("__init__", "colour_matcher", "colour_tower", "dual_encoder", "encoders", "matcher"),
 }
 CONFIG_FILE, WEIGHTS_FILE = "matcher.json", "model.safetensors"

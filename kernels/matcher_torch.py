@@ -8,15 +8,12 @@ thousand labels needs megabytes and not gigabytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kernels.matcher_weights import UnitWeights, UpdateWeights
 from kernels.ragged import PaddedGroup
-
-if TYPE_CHECKING:
-    from kernels.matcher import UnitWeights, UpdateWeights
 
 CHUNK_ELEMENTS = 2**22
 """Numbers of the pairs' hidden layer that exist at a time."""

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.matcher import MatcherWeights
+from kernels.matcher_weights import MatcherWeights
 from kernels.ragged import RaggedProducts
 
 LOG2E = tl.constexpr(1.4426950408889634)

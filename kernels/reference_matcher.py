@@ -1,17 +1,14 @@
 """The matcher in plain float64, a product at a time and a pair at a time: what kernel 2 is tested against.
 
-Written from the definition of the units (kernels/matcher.py), with no padding, no mask and no batch.
+Written from the definition of the units (kernels/matcher_weights.py), with no padding, no mask and no batch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from kernels.matcher import MatcherWeights, UnitWeights, UpdateWeights
+from kernels.matcher_weights import MatcherWeights, UnitWeights, UpdateWeights
 
 
 def match_products(

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
-from kernels.matcher import MatcherWeights, UnitWeights, UpdateWeights
+from kernels.matcher_weights import MatcherWeights, UnitWeights, UpdateWeights
 from kernels.ragged import RaggedProducts
 
 

@@ -22,7 +22,8 @@ from benchmarks.kernels import matcher_rivals
 from benchmarks.kernels.label_kl import Timing, graph_of, not_measured, reason, time_calls
 from benchmarks.results import NOT_MEASURED, write
 from kernels import reference_matcher
-from kernels.matcher import MatcherWeights, UnitWeights, UpdateWeights, match_products
+from kernels.matcher import match_products
+from kernels.matcher_weights import MatcherWeights, UnitWeights, UpdateWeights
 from kernels.ragged import PaddedGroup, RaggedProducts
 
 PACKAGES = ("torch", "triton")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.matcher import UnitWeights
+from kernels.matcher_weights import UnitWeights
 
 NAMES = ("images", "labels", "image_present", "label_present")
 Padded = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference_matcher
-from kernels.matcher import MatcherWeights, UnitWeights, UpdateWeights, match_products
+from kernels.matcher import match_products
+from kernels.matcher_weights import MatcherWeights, UnitWeights, UpdateWeights
 from kernels.ragged import split_logits
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kernels import matcher_torch
-from kernels.matcher import MatcherWeights, match_products
+from kernels.matcher import match_products
+from kernels.matcher_weights import MatcherWeights
 from models.matcher import Matcher, MatcherConfig
 from tests.kernels.matcher_problem import Problem, cumulative, random_weights
 
