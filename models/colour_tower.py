@@ -7,6 +7,7 @@ and normalises in the graph.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ class ColourTowerConfig(BaseModel):
 
 
 class SegmentAttention(nn.Module):
-    """One pre-norm self-attention layer over the segments of each image, with a residual."""
+    """One pre-norm self-attention layer over the segments of each image, with a residual.
+
+    Written out: for the twenty segments of a small tower torch's fused attention is no faster forward, and on a CPU its
+    backward pass takes ten times as long.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ class SegmentAttention(nn.Module):
         images, length, width = segments.shape
         projected = self.query_key_value(self.norm(segments)).view(images, length, 3, self.num_heads, -1)
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1) @ value
         return segments + self.output(attended.transpose(1, 2).reshape(images, length, width))
 
 
