@@ -242,10 +242,20 @@ def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: Tri
 
 
 def test_interrupt_from_the_keyboard_ends_a_call(client: ShelfwiseClient) -> None:
-    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):  # before the answer
-        client.categorize(title="sleep 4", timeout=10)
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(1.5):  # again if need be: Python loses one that meets it in a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # before the answer
+            client.categorize(title="sleep 4", timeout=10)
+    finally:
+        ended.set()
+        sender.join()
 
 
 def test_frozen_server_exceeds_the_deadline_and_serves_again_when_it_thaws(own_server: TritonServer) -> None:
