@@ -47,6 +47,8 @@ class Settings(BaseModel):
     aliases: ClassVar[Mapping[str, str]] = {}
 
     seed: NonNegativeInt = Field(0, description="of everything random")
+    image_height: PositiveInt = Field(80, description="pixels that images are brought to")
+    image_width: PositiveInt = Field(64, description="pixels that images are brought to")
     start_from: Path | None = Field(None, description="bundle whose weights to start from, where names and shapes fit")
 
     def overridden(self, given: Mapping[str, Any]) -> Self:
