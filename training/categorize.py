@@ -31,7 +31,6 @@ from catalogue.product import Product
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
-from models.dual_encoder import DualEncoder
 from models.encoders import (
     ImageEncoder,
     TextEncoder,
@@ -41,6 +40,7 @@ from models.encoders import (
     text_encoder_from_checkpoint,
 )
 from models.tokenizer import encode, fit_max_length, load_tokenizer, set_length, train_tokenizer
+from models.two_towers import TwoTowers
 
 from .bundle import CategorizerBundle, CategorizerConfig
 from .category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, HeadTask, ModalityDropout
@@ -230,7 +230,7 @@ def train_categorizer(
 
 def train_encoders(
     feed: Feed, settings: CategorizeSettings, folder: Path, accelerator: Accelerator
-) -> tuple[DualEncoder, FeedMaterial]:
+) -> tuple[TwoTowers[ImageEncoder], FeedMaterial]:
     """Prepares a feed and trains both encoders contrastively on it: the first half of the recipe.
 
     Arguments and errors as in `train_categorizer`.
@@ -295,7 +295,7 @@ def feature_codes(
 
 def _encoders_and_material(
     feed: Feed, settings: CategorizeSettings, folder: Path, accelerator: Accelerator
-) -> tuple[DualEncoder, FeedMaterial]:
+) -> tuple[TwoTowers[ImageEncoder], FeedMaterial]:
     text = read_text(feed)
     categories = {path for path in text.categories if path}
     if len(categories) < 2:
@@ -336,7 +336,7 @@ def _encoders_and_material(
             folder / "examples",
         )
     material = FeedMaterial(text, taxonomy, tokenizer, examples, held_out_samples(feed))
-    return DualEncoder(image_encoder, text_encoder), material
+    return TwoTowers(image_encoder, text_encoder), material
 
 
 def held_out_samples(feed: Feed) -> list[Product]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from models.dual_encoder import DualEncoder
+from models.encoders import ImageEncoder
+from models.two_towers import TwoTowers
 
 from .embeddings import embed_examples
 from .examples import AugmentedPairs, Examples
@@ -38,7 +39,7 @@ class ContrastiveTask:
 
     name = "contrastive"
 
-    def __init__(self, model: DualEncoder, examples: Examples) -> None:
+    def __init__(self, model: TwoTowers[ImageEncoder], examples: Examples) -> None:
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.paired_rows("train"))
