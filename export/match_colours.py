@@ -80,15 +80,15 @@ class ServedColourMatcher(nn.Module):
             [B, n, m] float32, narrowed to the largest product when trimmed (no side below 2). The row of a photo that
             is there sums to 1 over the labels that are; all else is 0.
         """
-        tower, length = self.model.image_tower.config, self.model.label_tower.config.max_length
+        tower, length = self.model.image_encoder.config, self.model.text_encoder.config.max_length
         if not self.trim:
             pixel_values = pixel_values.to(torch.float32)  # TensorRT reshapes no uint8
         pixel_values = pixel_values.view(-1, tower.height, tower.width, 3)
         input_ids, attention_mask = input_ids.view(-1, length), attention_mask.view(-1, length)
         if self.trim:
             input_ids, attention_mask = trimmed(input_ids, attention_mask)
-        photos, photo_present = self.by_product(self.model.image_tower(pixel_values), pair_present.any(2))
-        labels, label_present = self.by_product(self.model.label_tower(input_ids, attention_mask), pair_present.any(1))
+        photos, photo_present = self.by_product(self.model.image_encoder(pixel_values), pair_present.any(2))
+        labels, label_present = self.by_product(self.model.text_encoder(input_ids, attention_mask), pair_present.any(1))
         logits = self.model.head.padded(photos, labels, photo_present, label_present)
         return logits.softmax(-1) * photo_present[:, :, None]
 
@@ -176,7 +176,7 @@ def _write_fused(bundle: ColourMatcherBundle, folder: Path, precision: Precision
 def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The answers of a written fused matcher on the CPU to a batch in the graph's form, in the graph's room."""
     fused = load_fused(folder, torch.device("cpu"))
-    tower, length = fused.model.image_tower.config, fused.model.label_tower.config.max_length
+    tower, length = fused.model.image_encoder.config, fused.model.text_encoder.config.max_length
     present = inputs["pair_present"]
     sizes = [(int(product[:, 0].sum()), int(product[0].sum())) for product in present]
     answers = fused(
@@ -194,8 +194,8 @@ def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarr
 
 def colour_graph(bundle: ColourMatcherBundle, *, trim: bool = True) -> GraphSpec:
     """The ONNX model of a colour matcher; `trim` as in `ServedColourMatcher`."""
-    tower = bundle.config.image_tower
-    tokens = torch.ones(EXAMPLE_LABELS * bundle.config.label_tower.max_length, dtype=torch.int64)
+    tower = bundle.config.image_encoder
+    tokens = torch.ones(EXAMPLE_LABELS * bundle.config.text_encoder.max_length, dtype=torch.int64)
     return GraphSpec(
         "colour_matcher",
         ServedColourMatcher(bundle.model, trim=trim),
@@ -257,7 +257,7 @@ def full_batches(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
 
 def real_inputs(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> dict[str, Tensor]:
     """Products, each with its image files and labels, in one batch as the graph takes it."""
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
     files = [photo for photos, _ in asked for photo in photos]
     pixels = np.stack([decode_image(file, tower.height, tower.width) for file in files])
     tokens = encode(bundle.tokenizer, [label for _, labels in asked for label in clean_labels(labels)])
@@ -284,11 +284,11 @@ def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path:
     shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
     shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
     sizes = {
         "height": tower.height,
         "width": tower.width,
-        "max_length": bundle.config.label_tower.max_length,
+        "max_length": bundle.config.text_encoder.max_length,
         "rooms": ROOMS,
     }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")

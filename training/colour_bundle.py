@@ -41,8 +41,8 @@ class ColourMatcherConfig(BaseModel):
 
     format_version: int = FORMAT_VERSION
     system: Literal["match-colours"] = "match-colours"
-    image_tower: ColourTowerConfig
-    label_tower: TextEncoderConfig
+    image_encoder: ColourTowerConfig
+    text_encoder: TextEncoderConfig
     matcher: MatcherConfig
     training: dict[str, Any] = Field(default_factory=dict, description="settings of the run, for the record")
     metrics: dict[str, Any] = Field(default_factory=dict, description="held-out figures by stage and kind of product")
@@ -54,13 +54,15 @@ class ColourMatcherBundle:
 
     config: ColourMatcherConfig
     model: ColourMatcher
-    tokenizer: Tokenizer  # of fixed length config.label_tower.max_length
+    tokenizer: Tokenizer  # of fixed length config.text_encoder.max_length
     samples: Sequence[Sequence[Product]]  # held-out products, each as its colour variants
 
 
 def build_colour_matcher(config: ColourMatcherConfig) -> ColourMatcher:
     """A colour matcher of the given architecture with random weights."""
-    return ColourMatcher(ColourTower(config.image_tower), TextEncoder(config.label_tower), ColourHead(config.matcher))
+    return ColourMatcher(
+        ColourTower(config.image_encoder), TextEncoder(config.text_encoder), ColourHead(config.matcher)
+    )
 
 
 def save_colour_bundle(folder: Path, bundle: ColourMatcherBundle) -> None:
@@ -79,7 +81,7 @@ def load_colour_bundle(folder: Path) -> ColourMatcherBundle:
         BundleError: a file is missing, corrupt, of a newer format or another system, or does not fit the others.
     """
     config = load_config(folder, ColourMatcherConfig)
-    tokenizer = load_text_tokenizer(folder, config.label_tower)
+    tokenizer = load_text_tokenizer(folder, config.text_encoder)
     model = build_colour_matcher(config)
     load_weights(folder, model)
     products: dict[str, list[Product]] = {}

@@ -23,7 +23,9 @@ from torch.utils.data import Dataset
 from catalogue.colour_groups import ColourGroup
 from catalogue.colour_labels import clean_labels
 from kernels.ragged import split_logits
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
+from models.colour_matcher import ColourHead, ColourMatcher
+from models.colour_tower import ColourTower
+from models.two_towers import TwoTowers
 
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
 from .colour_metrics import ColourReport, colour_report
@@ -59,7 +61,7 @@ class ColourContrastiveTask:
 
     def __init__(
         self,
-        model: ColourTowers,
+        model: TwoTowers[ColourTower],
         pairs: ColourPairs,
         evaluator: ColourEvaluator,
     ) -> None:
@@ -152,7 +154,7 @@ class ColourFrozenTask:
         self.model = matcher.head
         self.dataset = products
         self.evaluator = evaluator
-        self.label_tower = matcher.label_tower.eval()
+        self.text_encoder = matcher.text_encoder.eval()
         self.label_embeds: dict[bytes, Tensor] = {}  # of the texts met so far: sellers' wordings come again and again
         self.validation = evaluator.embed(matcher)
 
@@ -176,7 +178,7 @@ class ColourFrozenTask:
         texts = [row[:length].tobytes() for row, length in rows]
         new = [row for row, text in enumerate(texts) if text not in self.label_embeds]
         if new:
-            embeds = self.label_tower(input_ids[new], attention_mask[new])
+            embeds = self.text_encoder(input_ids[new], attention_mask[new])
             self.label_embeds |= {texts[row]: embed for row, embed in zip(new, embeds, strict=True)}
         return torch.stack([self.label_embeds[text] for text in texts])
 
@@ -226,7 +228,7 @@ class ColourEvaluator:
         """How well a head in evaluation mode does on what `embed` gave."""
         return self.measured(self.answers(head, image_embeds, label_embeds))
 
-    def cosine_report(self, model: ColourTowers) -> ColourReport:
+    def cosine_report(self, model: TwoTowers[ColourTower]) -> ColourReport:
         """How well two towers do by cosine alone, each photo for itself."""
         image_embeds, label_embeds = self.embed(model)
         with torch.no_grad():
@@ -238,12 +240,13 @@ class ColourEvaluator:
         )
 
     @torch.no_grad()
-    def embed(self, model: ColourMatcher | ColourTowers) -> tuple[Tensor, Tensor]:
+    def embed(self, model: ColourMatcher | TwoTowers[ColourTower]) -> tuple[Tensor, Tensor]:
         """Embeddings [N, D] of all photos and [M, D] of all labels by towers in evaluation mode, on their device."""
-        device = model.image_tower.position.device
+        device = model.image_encoder.position.device
         rows, place = np.unique(self.batch["photos"].numpy(), return_inverse=True)  # products share photos
-        texts = model.label_tower.eval()(*(self.batch[name].to(device) for name in ("input_ids", "attention_mask")))
-        return embed_photos(model.image_tower, self.examples, rows)[place].to(device), texts[self.batch["label_index"]]
+        texts = model.text_encoder.eval()(*(self.batch[name].to(device) for name in ("input_ids", "attention_mask")))
+        photos = embed_photos(model.image_encoder, self.examples, rows)[place]
+        return photos.to(device), texts[self.batch["label_index"]]
 
     @torch.no_grad()
     def answers(self, head: ColourHead, image_embeds: Tensor, label_embeds: Tensor) -> list[np.ndarray]:

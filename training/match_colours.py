@@ -30,11 +30,12 @@ from catalogue.colour_labels import clean_labels
 from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
+from models.colour_matcher import ColourHead, ColourMatcher
 from models.colour_tower import ColourTower, colour_tower_from_checkpoint, small_colour_tower
 from models.encoders import TextEncoder, small_text_encoder, text_encoder_from_checkpoint
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
+from models.two_towers import TwoTowers
 
 from .colour_bundle import ColourMatcherBundle, ColourMatcherConfig
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, ProductMix, prepare_colour_examples
@@ -124,7 +125,7 @@ def train_colour_matcher(
     towers, material = train_towers(feed, settings, folder, accelerator, clean=clean)
     examples, tokenizer = material.examples, material.tokenizer
     torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
-    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
+    matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
     products = ColourProducts(examples, tokenizer, settings.noise, clean, settings.mix)
     scale = towers.scale.detach()
     joint = ColourJointTask(matcher, scale, products, material.validation, settings.contrastive_weight)
@@ -133,7 +134,7 @@ def train_colour_matcher(
     if settings.frozen.epochs:
         tuned = copy.deepcopy(matcher)
         with accelerator.autocast():  # as the tower was trained
-            embedded = frozen_products(tuned.image_tower, products, settings.views)
+            embedded = frozen_products(tuned.image_encoder, products, settings.views)
         frozen = ColourFrozenTask(tuned, embedded, material.validation)
         fit(frozen, settings.frozen, folder, accelerator)
         candidates["frozen"] = tuned
@@ -148,8 +149,8 @@ def train_colour_matcher(
     served = max(scores, key=lambda name: scores[name])
 
     config = ColourMatcherConfig(
-        image_tower=matcher.image_tower.config,
-        label_tower=matcher.label_tower.config,
+        image_encoder=matcher.image_encoder.config,
+        text_encoder=matcher.text_encoder.config,
         matcher=settings.matcher,
         training={
             "feed": feed.path.name,
@@ -165,7 +166,7 @@ def train_colour_matcher(
 
 def train_towers(
     feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator, *, clean: Clean = clean_labels
-) -> tuple[ColourTowers, ColourMaterial]:
+) -> tuple[TwoTowers[ColourTower], ColourMaterial]:
     """Prepares a feed and trains both towers contrastively on it: the first part of the recipe.
 
     Arguments and errors as in `train_colour_matcher`.
@@ -208,22 +209,22 @@ def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Cle
     return set_length(tokenizer, fit_max_length(tokenizer, flat, quantile=1.0))
 
 
-def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> ColourTowers:
+def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> TwoTowers[ColourTower]:
     """Both towers, from scratch or from checkpoints, at the beginning of training."""
     torch.manual_seed(settings.seed)
     size, width = (settings.image_height, settings.image_width), settings.matcher.embed_dim
     length = len(tokenizer.encode("").ids)
-    image_tower: ColourTower
+    image_encoder: ColourTower
     if settings.image_checkpoint is not None:
-        image_tower = colour_tower_from_checkpoint(settings.image_checkpoint, *size, width)
+        image_encoder = colour_tower_from_checkpoint(settings.image_checkpoint, *size, width)
     else:
-        image_tower = small_colour_tower(*size, width)
-    label_tower: TextEncoder
+        image_encoder = small_colour_tower(*size, width)
+    text_encoder: TextEncoder
     if settings.label_checkpoint is not None:
-        label_tower = text_encoder_from_checkpoint(settings.label_checkpoint, width, length, pooling="gru")
+        text_encoder = text_encoder_from_checkpoint(settings.label_checkpoint, width, length, pooling="gru")
     else:
-        label_tower = small_text_encoder(tokenizer.get_vocab_size(), length, width, hidden_size=128)
-    return ColourTowers(image_tower, label_tower)
+        text_encoder = small_text_encoder(tokenizer.get_vocab_size(), length, width, hidden_size=128)
+    return TwoTowers(image_encoder, text_encoder)
 
 
 def split_evaluators(

@@ -34,9 +34,10 @@ from catalogue.colour_groups import ColourGroups
 from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
 from catalogue.feed import Feed, detect_preset, open_feed
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
+from models.colour_matcher import ColourHead, ColourMatcher
 from models.colour_tower import ColourTower, small_colour_tower
 from models.matcher import MatcherConfig
+from models.two_towers import TwoTowers
 from training.colour_bundle import load_colour_bundle, save_colour_bundle
 from training.colour_examples import Clean, ColourPairs, ColourProducts
 from training.colour_tasks import ColourEvaluator, ColourFrozenTask, FrozenProducts, embed_photos
@@ -149,7 +150,7 @@ def classifier_rows(trained: Callable[[], ColourClassifierTask], material: Colou
             yield {"asked": kind, **asdict(evaluator.measured(classifier.answers(evaluator)))}
 
 
-def cosine_rows(towers: ColourTowers, material: ColourMaterial) -> Iterator[Row]:
+def cosine_rows(towers: TwoTowers[ColourTower], material: ColourMaterial) -> Iterator[Row]:
     """The contrastive towers alone."""
     for kind, evaluator in evaluators_of(material, clean_labels).items():
         yield {"asked": kind, **asdict(evaluator.cosine_report(towers))}
@@ -194,7 +195,11 @@ class Parts:
     """Heads of one budget on the same contrastive towers; photos are embedded once, when the first head needs them."""
 
     def __init__(
-        self, towers: ColourTowers, material: ColourMaterial, settings: ColourSettings, accelerator: Accelerator
+        self,
+        towers: TwoTowers[ColourTower],
+        material: ColourMaterial,
+        settings: ColourSettings,
+        accelerator: Accelerator,
     ) -> None:
         self.towers = towers
         self.material = material
@@ -204,7 +209,7 @@ class Parts:
     def measured(self, config: MatcherConfig, clean: Clean, seed: int) -> Iterator[Row]:
         """A head of a configuration, trained and measured."""
         torch.manual_seed(seed)
-        matcher = ColourMatcher(self.towers.image_tower, self.towers.label_tower, ColourHead(config))
+        matcher = ColourMatcher(self.towers.image_encoder, self.towers.text_encoder, ColourHead(config))
         products = self._products(clean)
         embedded = FrozenProducts(products, self._training.views, self._training.place)
         task = ColourFrozenTask(matcher, embedded, self.material.validation)
@@ -221,7 +226,7 @@ class Parts:
     @cached_property
     def _training(self) -> FrozenProducts:
         with self.accelerator.autocast():
-            return frozen_products(self.towers.image_tower, self._products(clean_labels), views=2)
+            return frozen_products(self.towers.image_encoder, self._products(clean_labels), views=2)
 
 
 def evaluators_of(material: ColourMaterial, clean: Clean) -> dict[str, ColourEvaluator]:

@@ -84,9 +84,9 @@ def untrained_bundle(folder: Path) -> ColourMatcherBundle:
     settings = ColourSettings()
     tokenizer = label_tokenizer(sorted(CHINESE), settings, clean_labels)
     towers = colour_towers(settings, tokenizer)
-    model = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher)).eval()
+    model = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher)).eval()
     config = ColourMatcherConfig(
-        image_tower=model.image_tower.config, label_tower=model.label_tower.config, matcher=settings.matcher
+        image_encoder=model.image_encoder.config, text_encoder=model.text_encoder.config, matcher=settings.matcher
     )
     bundle = ColourMatcherBundle(config, model, tokenizer, list(groups.values()))
     save_colour_bundle(folder / "bundle", bundle)
@@ -107,7 +107,7 @@ def measure(
         RuntimeError: the server answers otherwise than the same files in process.
     """
     texts = label_texts(labels)
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
 
     def in_process() -> np.ndarray:
         pixels = np.stack([decode_image(photo, tower.height, tower.width) for photo in photos])

@@ -33,9 +33,9 @@ from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
 from models.colour_matcher import ColourHead, ColourMatcher
-from models.dual_encoder import DualEncoder
 from models.encoders import small_image_encoder, small_text_encoder
 from models.tokenizer import fit_max_length, set_length, train_tokenizer
+from models.two_towers import TwoTowers
 from training.category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, ModalityDropout
 from training.colour_examples import ColourPairs, ColourProducts, prepare_colour_examples
 from training.colour_tasks import ColourContrastiveTask, ColourEvaluator, ColourFrozenTask, ColourJointTask
@@ -108,7 +108,7 @@ def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     table = ring_table(classes)
     tree = taxonomy_table(taxonomy.paths)
     tasks: dict[str, tuple[Task, int]] = {
-        "contrastive": (ContrastiveTask(DualEncoder(image_encoder, text_encoder), examples), 128),
+        "contrastive": (ContrastiveTask(TwoTowers(image_encoder, text_encoder), examples), 128),
         "finetune": (
             FineTuneTask(
                 Categorizer(image_encoder, text_encoder, head),
@@ -139,11 +139,11 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     validation = list(ColourGroups(examples.variants, "val").evaluation())
     evaluator = ColourEvaluator(examples, validation, tokenizer)
     towers = colour_towers(settings, tokenizer)
-    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
+    matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
     pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
     grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels, settings.mix)
     joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
-    embedded = frozen_products(matcher.image_tower, grouped, views=1)
+    embedded = frozen_products(matcher.image_encoder, grouped, views=1)
     tasks: dict[str, tuple[Task, int, str]] = {
         "contrastive": (ColourContrastiveTask(towers, pairs, evaluator), settings.contrastive.batch_size, "photos"),
         "joint": (joint, settings.joint.batch_size, "products"),

@@ -57,7 +57,7 @@ def model_answers(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> list[n
     answers = []
     for photos, labels in asked:
         flat = real_inputs(bundle, [(photos, labels)])
-        tower, n, m = bundle.config.image_tower, len(photos), len(labels)
+        tower, n, m = bundle.config.image_encoder, len(photos), len(labels)
         logits, _, _ = bundle.model(
             flat["pixel_values"].view(n, tower.height, tower.width, 3),
             flat["input_ids"].view(m, -1),
@@ -132,9 +132,9 @@ def test_fused_matcher_for_a_gpu_answers_as_the_model_in_ragged_batches(
     fused = FusedColourMatcher(served.model, torch.float32, served.device)
     sizes = [(1, 1), (9, 40), (2, 2), (1, 3)]
     asked = asked_about(bundle, sizes)
-    flat, tower = real_inputs(bundle, asked), bundle.config.image_tower
+    flat, tower = real_inputs(bundle, asked), bundle.config.image_encoder
     pixels = flat["pixel_values"].view(-1, tower.height, tower.width, 3)
-    tokens = (flat[name].view(-1, bundle.config.label_tower.max_length) for name in ("input_ids", "attention_mask"))
+    tokens = (flat[name].view(-1, bundle.config.text_encoder.max_length) for name in ("input_ids", "attention_mask"))
     for found, expected in zip(fused(pixels, *tokens, sizes), model_answers(bundle, asked), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -140,7 +140,7 @@ def test_bundle_answers_after_loading_as_its_figures_say(
 ) -> None:
     bundle = load_colour_bundle(colour_bundle)
     assert system_of(colour_bundle) == "match-colours"
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
     examples = prepare_colour_examples(open_feed(colour_feed), tower.height, tower.width, tmp_path / "photos")
     groups = list(ColourGroups(examples.variants, "test").evaluation())
     report = ColourEvaluator(examples, groups, bundle.tokenizer).report(bundle.model)
