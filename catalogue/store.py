@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -194,7 +193,9 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
         while chunk := list(islice(photos, DECODE_CHUNK)):
             if row + len(chunk) > total:
                 raise FeedError(f"{feed.path} changed while it was read: {total} images at first, now more")
-            for (product, split, _), pixels in zip(chunk, pool.map(decode, (image for *_, image in chunk)), strict=True):
+            for (product, split, _), pixels in zip(
+                chunk, pool.map(decode, (image for *_, image in chunk)), strict=True
+            ):
                 training_photos += split == "train"
                 if isinstance(pixels, ImageError):
                     if feed.on_error == "raise":

@@ -43,7 +43,9 @@ class BundleConfig(BaseModel):
 
     format_version: int = FORMAT_VERSION
     system: str
-    training: dict[str, Any] = Field(default_factory=dict, description="the run: feed, counts, settings, for the record")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="the run: feed, counts, settings, for the record"
+    )
     metrics: dict[str, Any] = Field(default_factory=dict, description="which candidate is served, held-out figures")
 
 

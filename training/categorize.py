@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from safetensors.torch import save
+from tokenizers import Tokenizer
 
 from catalogue.feed import FeedError
 from catalogue.product import PATH_SEPARATOR
@@ -273,7 +273,7 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         }
 
 
-def make_encoders(store: Store, settings: CategorizeSettings) -> tuple[Any, TwoTowers]:
+def make_encoders(store: Store, settings: CategorizeSettings) -> tuple[Tokenizer, TwoTowers[ImageEncoder]]:
     """The tokenizer and both encoders, from scratch or from checkpoints, at the beginning of training.
 
     Raises:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead
+from models.encoders import ImageEncoder
 from models.two_towers import TwoTowers
 
 from .contrastive import contrastive_loss
@@ -134,12 +135,12 @@ class CategoryEvaluator:
         }
 
 
-class ContrastiveTask(Task):
+class ContrastiveTask(Task[TwoTowers[ImageEncoder]]):
     """Trains two towers on the pairs of the training split."""
 
     name = "contrastive"
 
-    def __init__(self, model: TwoTowers, examples: Examples) -> None:
+    def __init__(self, model: TwoTowers[ImageEncoder], examples: Examples) -> None:
         super().__init__()
         self.model = model
         self.examples = examples
@@ -184,7 +185,7 @@ def recall_of_pairs(image_embeds: Tensor, text_embeds: Tensor, at: tuple[int, ..
     return torch.stack([(rank < k).float().mean() for k in at])
 
 
-class HeadTask(Task):
+class HeadTask(Task[CategoryHead]):
     """Trains the head alone, on embeddings of frozen encoders."""
 
     name = "head"
@@ -224,7 +225,7 @@ class HeadTask(Task):
         return self.evaluator.accuracies(self.model, self.validation)
 
 
-class FineTuneTask(Task):
+class FineTuneTask(Task[Categorizer]):
     """Trains encoders and head together."""
 
     name = "finetune"

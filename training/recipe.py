@@ -48,7 +48,7 @@ class Stage:
         inputs: names what the stage depends on beside settings, feed and the stages before it: a label table, say.
     """
 
-    task: Task
+    task: Task[Any]
     config: TrainConfig
     candidate: tuple[str, nn.Module] | None = None
     inputs: str = ""

@@ -70,7 +70,9 @@ class Settings(BaseModel):
             for group in groups:
                 place = place.get(group, {})
             if last not in place:
-                raise ValueError(f"{name!r} is no setting; known: {', '.join(setting for setting, _, _ in self.listed())}")
+                raise ValueError(
+                    f"{name!r} is no setting; known: {', '.join(setting for setting, _, _ in self.listed())}"
+                )
             place[last] = value
         return type(self).model_validate(values)
 
@@ -83,7 +85,8 @@ class Settings(BaseModel):
     def without_stages(self) -> dict[str, Any]:
         """What all stages depend on, as plain values: every setting but those of single stages."""
         return self.model_dump(
-            mode="json", exclude={name for name in type(self).model_fields if isinstance(getattr(self, name), TrainConfig)}
+            mode="json",
+            exclude={name for name in type(self).model_fields if isinstance(getattr(self, name), TrainConfig)},
         )
 
 

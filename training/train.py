@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from .settings import TrainConfig
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 LOGGED_EVERY = 20
 
 
@@ -51,7 +52,7 @@ class WeightedSum(nn.Module):
         return {name: loss.new_full((), self.given.get(name, 1.0)) for name, loss in losses.items()}
 
 
-class Task(ABC):
+class Task(ABC, Generic[Model]):
     """What the loop needs to know of one training.
 
     Attributes:
@@ -63,7 +64,7 @@ class Task(ABC):
     """
 
     name: str
-    model: nn.Module
+    model: Model
     dataset: Dataset[Batch]
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ def make_accelerator() -> Accelerator:
 
 
 def fit(
-    task: Task, config: TrainConfig, folder: Path, accelerator: Accelerator, *, seed: int = 0, depends: str = ""
+    task: Task[Any], config: TrainConfig, folder: Path, accelerator: Accelerator, *, seed: int = 0, depends: str = ""
 ) -> dict[str, float]:
     """Trains `task.model` in place.
 
@@ -197,8 +198,9 @@ def fit(
             if main:
                 trained.save(checkpoint, Position(epoch + 1, 0, step, fingerprint))
                 saved = time.monotonic()
-                for name, value in metrics.items() if writer is not None else ():
-                    writer.add_scalar(f"val/{name}", value, step)
+                if writer is not None:
+                    for name, figure in metrics.items():
+                        writer.add_scalar(f"val/{name}", figure, step)
                 progress.console.print(
                     f"{task.name} epoch {epoch + 1}/{config.epochs}: {_line(metrics)}", soft_wrap=True
                 )
@@ -260,7 +262,7 @@ def learning_rate_factor(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def _backward(
-    task: Task, model: nn.Module, batch: Batch, accelerator: Accelerator, config: TrainConfig, noise: int
+    task: Task[Any], model: nn.Module, batch: Batch, accelerator: Accelerator, config: TrainConfig, noise: int
 ) -> dict[str, Tensor]:
     """Adds a batch's gradients to the parameters'; returns the total, every loss and its weight, detached.
 
@@ -307,7 +309,7 @@ def _backward(
     return values
 
 
-def _total(task: Task, outputs: Batch, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def _total(task: Task[Any], outputs: Batch, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     device = next(iter(outputs.values())).device
     with torch.autocast(device.type, enabled=False):
         exact = {
@@ -322,14 +324,14 @@ def _total(task: Task, outputs: Batch, batch: Batch) -> tuple[Tensor, dict[str, 
     return total, {name: value.detach() for name, value in (values | dict(task.scalars(exact))).items()}
 
 
-def _evaluate(task: Task) -> dict[str, float]:
+def _evaluate(task: Task[Any]) -> dict[str, float]:
     """The task's metrics, those of the main process on all."""
     task.model.eval()
     with torch.no_grad():
         return broadcast_object_list([task.evaluate()])[0]
 
 
-def _refuse_broken(task: Task, broken: Tensor, step: int) -> None:
+def _refuse_broken(task: Task[Any], broken: Tensor, step: int) -> None:
     """Raises where a gradient was not finite: the same on every process, since they share their gradients."""
     if bool(broken):
         raise FloatingPointError(f"{task.name}: gradients were not finite by step {step}; lower the learning rate")
@@ -356,7 +358,7 @@ def _step_seed(seed: int, batch: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, batch, process)).generate_state(1)[0])
 
 
-def _fingerprint(task: Task, config: TrainConfig, processes: int, seed: int, depends: str) -> str:
+def _fingerprint(task: Task[Any], config: TrainConfig, processes: int, seed: int, depends: str) -> str:
     """Names what a checkpoint must share with a run to continue it."""
     shapes = [(name, tuple(tensor.shape)) for name, tensor in task.model.state_dict().items()]
     rows = len(task.dataset)  # type: ignore[arg-type]
