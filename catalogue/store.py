@@ -96,6 +96,22 @@ class Store:
         new[self.photo_product[usable[seen]]] = False
         return new
 
+    def keep_validation(self) -> None:
+        """Keeps training products aside, by the hash of their ids, where the feed has none to validate on."""
+        validation = SPLITS.index("val")
+        if (self.splits == validation).any():
+            return
+        candidates = self.rows("train")
+        # Not the hash that `split_of` looks at: of the training products none has a small one.
+        aside = np.array([row for row in candidates if hash_share("validation " + self.ids[row]) < VAL_SHARE], int)
+        if not len(aside) and len(candidates) > 1:
+            aside = candidates[:1]
+        self.splits[aside] = validation
+        self.notes.append(
+            f"no product is in the validation split: {len(aside)} of the {len(candidates)} training products, by the "
+            "hash of their ids, are kept aside to choose with"
+        )
+
     def _white(self, rows: int) -> np.ndarray:
         return np.full((rows, *self.pixel_values.shape[1:]), WHITE, np.uint8)
 
@@ -144,7 +160,6 @@ def open_store(feed: Feed, folder: Path, height: int, width: int) -> Store:
     if unreadable:
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(unreadable).most_common())
         store.notes.append(f"{sum(unreadable.values())} of {len(store.readable)} images could not be read: {kinds}")
-    _keep_validation(store)
     return store
 
 
@@ -220,20 +235,3 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
 def image_kind(error: ImageError) -> str:
     """The format of an image that could not be read, as far as it was recognised."""
     return getattr(error, "format", None) or "unknown"
-
-
-def _keep_validation(store: Store) -> None:
-    """Keeps training products aside, by the hash of their ids, where a feed has none to validate on."""
-    validation = SPLITS.index("val")
-    if (store.splits == validation).any():
-        return
-    candidates = store.rows("train")
-    # Not the hash that `split_of` looks at: of the training products none has a small one.
-    aside = np.array([row for row in candidates if hash_share("validation " + store.ids[row]) < VAL_SHARE], int)
-    if not len(aside) and len(candidates) > 1:
-        aside = candidates[:1]
-    store.splits[aside] = validation
-    store.notes.append(
-        f"no product is in the validation split: {len(aside)} of the {len(candidates)} training products, by the hash "
-        "of their ids, are kept aside to choose with"
-    )

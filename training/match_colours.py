@@ -128,6 +128,7 @@ class ColourRecipe(Recipe[ColourSettings, ColourMatcherConfig, ColourMatcher]):
     """
 
     kind = COLOUR_MATCHER
+    own_splits = True
     clean: Clean = staticmethod(clean_labels)
 
     def __init__(self, store: Store, settings: ColourSettings, accelerator: Accelerator) -> None:

@@ -63,6 +63,8 @@ class Recipe(ABC, Generic[RecipeSettings, Config, Model]):
         accelerator: of the program; models live on its device.
 
     Attributes:
+        kind: what its bundles hold.
+        own_splits: whether products are shared out otherwise than the feed says.
         notes: what whoever trains should be told, a sentence each; goes into the record.
 
     Raises:
@@ -70,6 +72,7 @@ class Recipe(ABC, Generic[RecipeSettings, Config, Model]):
     """
 
     kind: ClassVar[BundleKind[Any, Any]]
+    own_splits: ClassVar[bool] = False
     tokenizer: Tokenizer
 
     def __init__(self, store: Store, settings: RecipeSettings, accelerator: Accelerator) -> None:
@@ -141,6 +144,8 @@ def train(
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():
         store = open_store(feed, stores or folder.parent / STORE_FOLDER, settings.image_height, settings.image_width)
+    if not recipe_type.own_splits:
+        store.keep_validation()
     recipe = recipe_type(store, settings, accelerator)
     candidates = run_stages(recipe, folder)
     scores = {}
