@@ -116,6 +116,25 @@ class Store:
         return np.full((rows, *self.pixel_values.shape[1:]), WHITE, np.uint8)
 
 
+def unseen_products(feed: Feed) -> set[str]:
+    """Ids of the held-out products of a feed whose title and image files no training product has.
+
+    For whoever asks a server about a feed and has no decoded store: photos are told apart by their files.
+    """
+    titles: set[str] = set()
+    files: set[bytes] = set()
+    held_out: dict[str, tuple[str, list[bytes]]] = {}
+    for product in feed:
+        title, keys = title_key(product.title), [blake2b(image, digest_size=8).digest() for image in product.images]
+        if product.split == "train":
+            titles.add(title)
+            files.update(keys)
+        else:
+            held_out[product.id] = (title, keys)
+    titles.discard("")
+    return {name for name, (title, keys) in held_out.items() if title not in titles and files.isdisjoint(keys)}
+
+
 def title_key(title: str) -> str:
     """What two titles have in common that are the same words: lower case, single spaces."""
     return " ".join(title.lower().split())

@@ -173,4 +173,11 @@ def report_lines(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-CATEGORIZE = System("categorize", CategorizeSettings, CategorizeRecipe, served=categorizer_system, report=report_lines)
+CATEGORIZE = System(
+    "categorize",
+    CategorizeSettings,
+    CategorizeRecipe,
+    served=categorizer_system,
+    report=report_lines,
+    demo="benchmarks.demos.categorize:demonstrate",
+)

@@ -318,4 +318,11 @@ def report_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-MATCH_COLOURS = System("match-colours", ColourSettings, ColourRecipe, served=colour_matcher_system, report=report_lines)
+MATCH_COLOURS = System(
+    "match-colours",
+    ColourSettings,
+    ColourRecipe,
+    served=colour_matcher_system,
+    report=report_lines,
+    demo="benchmarks.demos.match_colours:demonstrate",
+)

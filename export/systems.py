@@ -37,6 +37,7 @@ class System:
         recipe: trains it, and says what its bundle holds.
         served: what there is to export of a bundle, from the bundle, its folder, the target and a feed to calibrate on.
         report: the metrics of its bundle, a line each.
+        demo: what shows it on a running server, "module:function".
     """
 
     name: str
@@ -44,6 +45,7 @@ class System:
     recipe: type[Recipe[Any, Any, Any]]
     served: Callable[[Bundle[Any, Any], Path, ExportTarget, Feed | None], ServedSystem]
     report: Callable[[dict[str, Any]], list[str]]
+    demo: str
 
 
 def system(name: str) -> System:

@@ -175,8 +175,12 @@ def train(
     return Bundle(config, model, recipe.tokenizer, recipe.samples(feed), recipe.extras())
 
 
-def run_stages(recipe: Recipe[Any, Any, Model], folder: Path) -> dict[str, Model]:
-    """Trains the stages of a recipe, one after the other; returns the candidates by name."""
+def run_stages(recipe: Recipe[Any, Any, Model], folder: Path, last: str | None = None) -> dict[str, Model]:
+    """Trains the stages of a recipe, one after the other, to the end or through the one named `last`.
+
+    Returns:
+        The candidates by name.
+    """
     settings = recipe.settings
     depends = digest(recipe.store.digest, json.dumps(settings.without_stages(), sort_keys=True))
     candidates: dict[str, Any] = {}
@@ -193,6 +197,8 @@ def run_stages(recipe: Recipe[Any, Any, Model], folder: Path) -> dict[str, Model
         if stage.candidate is not None:
             name, model = stage.candidate
             candidates[name] = model
+        if stage.task.name == last:
+            break
     return candidates
 
 

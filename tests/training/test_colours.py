@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +188,7 @@ def test_a_bundle_of_another_system_is_refused(colour_bundle: Path) -> None:
 
 def test_a_feed_without_colours_is_refused_in_a_sentence(colour_feed: Path, tmp_path: Path) -> None:
     feed, settings = tmp_path / "feed.parquet", tmp_path / "settings.json"
-    products = [Product(str(n), (b"x",), "Tee", ("A",), {}, "train") for n in range(3)]
-    write_feed(feed, products)
+    write_feed(feed, [replace(product, entities={}) for product in list(open_feed(colour_feed))[:3]])
     settings.write_text(json.dumps({"joint": {"epochs": 1}}))
     command = ["train", "match-colours", str(feed), "--run", str(tmp_path / "run"), "--settings", str(settings)]
     result = CliRunner().invoke(shelfwise.app, command)
