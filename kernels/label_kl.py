@@ -303,6 +303,9 @@ def _check_values(name: str, values: Tensor, classes: int, ignore_index: int | N
     """Look at labels or ids; on a device only when asked to, since it waits for the device."""
     if values.numel() == 0 or (values.device.type != "cpu" and os.environ.get("SHELFWISE_CHECK_IDS") != "1"):
         return
+    lowest, highest = values.aminmax()
+    if lowest >= 0 and highest < classes:
+        return
     outside = (values < 0) | (values >= classes)
     if ignore_index is not None:
         outside &= values != ignore_index
@@ -405,12 +408,7 @@ def _loss_and_gradient(
 
         loss = label_kl_triton.focal_label_kl_rows(logits, gradient, labels, *arguments, scale, num_classes)
         return label_kl_triton.reduced(loss, labels, ignore_index, reduction, scale)
-    loss, computed = label_kl_torch.focal_label_kl_rows(
-        logits[:, :num_classes], labels, *arguments, None if gradient is None else scale
-    )
-    if gradient is not None and computed is not None:
-        gradient[:, :num_classes] = computed
-        gradient[:, num_classes:] = 0
+    loss = label_kl_torch.focal_label_kl_rows(logits, gradient, labels, *arguments, scale, num_classes)
     if reduction == "none":
         return loss, loss.new_ones(())
     if reduction == "sum":
