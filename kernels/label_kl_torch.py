@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.label_kl_objective import Objective
+
 
 def _working_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -35,23 +37,13 @@ def _divergence(ids: Tensor, weights: Tensor, log_q: Tensor) -> Tensor:
 
 
 def focal_label_kl_rows(
-    logits: Tensor,
-    gradient: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-    gradient_scale: float | Tensor,
-    classes: int,
+    logits: Tensor, gradient: Tensor | None, objective: Objective, gradient_scale: float | Tensor, classes: int
 ) -> Tensor:
     """Loss of each row, [B]; its gradient times `gradient_scale` goes into `gradient`, which may be `logits`.
 
     `gradient_scale` may be a tensor [B], the upstream gradient of each row. Columns from `classes` on are padding.
     """
+    labels, neighbour_ids, neighbour_weights, class_weight, gamma, kl_weight, temperature, ignore_index = objective
     dtype = _working_dtype(logits)
     counted = labels != ignore_index
     label = torch.where(counted, labels, 0).long()[:, None]
@@ -101,53 +93,26 @@ def _row_chunks(rows: int, columns: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def linear_focal_label_kl_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-) -> Tensor:
+def linear_focal_label_kl_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective) -> Tensor:
     """Loss of each row of hidden @ weight.T + bias, [B]; the logits exist for some rows at a time."""
-    table = (neighbour_ids, neighbour_weights, class_weight)
-    settings = (gamma, kl_weight, temperature, ignore_index)
     loss = hidden.new_empty(len(hidden), dtype=_working_dtype(hidden))
     for rows in _row_chunks(len(hidden), len(weight)):
         logits = torch.nn.functional.linear(hidden[rows], weight, bias)
-        loss[rows] = focal_label_kl_rows(logits, None, labels[rows], *table, *settings, 1.0, len(weight))
+        loss[rows] = focal_label_kl_rows(logits, None, objective.of_rows(rows), 1.0, len(weight))
     return loss
 
 
 def linear_focal_label_kl_gradients(
-    upstream: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    upstream: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum(upstream * loss) with respect to hidden, weight and bias; logits are computed a second time."""
     dtype = _working_dtype(hidden)
-    table = (neighbour_ids, neighbour_weights, class_weight)
-    settings = (gamma, kl_weight, temperature, ignore_index)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight, dtype=dtype)
     bias_gradient = weight.new_zeros(len(weight), dtype=dtype)
     for rows in _row_chunks(len(hidden), len(weight)):
         gradient = torch.nn.functional.linear(hidden[rows], weight, bias)
-        focal_label_kl_rows(gradient, gradient, labels[rows], *table, *settings, upstream[rows], len(weight))
+        focal_label_kl_rows(gradient, gradient, objective.of_rows(rows), upstream[rows], len(weight))
         hidden_gradient[rows] = gradient @ weight
         weight_gradient += gradient.T @ hidden[rows]
         bias_gradient += gradient.sum(0, dtype=dtype)

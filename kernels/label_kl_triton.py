@@ -18,8 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.label_kl import STATISTICS
+from kernels.label_kl_objective import Objective
 
+STATISTICS = 5
+"""Numbers a row that the recomputing linear entry keeps between its forward and backward calls."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1.0e30)
@@ -980,22 +982,16 @@ def _launch(
 
 
 def row_launch(
-    logits: Tensor,
-    gradient: Tensor | None,
-    neighbour_ids: Tensor,
-    class_weight: Tensor | None,
-    temperature: float,
-    classes: int,
-    plan: RowPlan,
+    logits: Tensor, gradient: Tensor | None, objective: Objective, classes: int, plan: RowPlan
 ) -> tuple[triton.JITFunction, dict[str, int | bool]]:
     """The kernel that a plan names and its constants, for tensors in a layout of whole vectors."""
     constants: dict[str, int | bool] = {
         "CLASSES": classes,
         **_row_constants(logits),
-        **_table_constants(neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
         "LANES": plan.lanes,
-        "HAS_CLASS_WEIGHT": class_weight is not None,
-        "HAS_TEMPERATURE": temperature != 1.0,
+        "HAS_CLASS_WEIGHT": objective.class_weight is not None,
+        "HAS_TEMPERATURE": objective.temperature != 1.0,
         "WITH_GRADIENT": gradient is not None,
     }
     constants["GRADIENT_STRIDE"] = 0 if gradient is None else _row_constants(gradient)["STRIDE"]
@@ -1014,14 +1010,7 @@ def row_launch(
 def focal_label_kl_rows(
     logits: Tensor,
     gradient: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    objective: Objective,
     gradient_scale: float,
     classes: int,
     plan: RowPlan | None = None,
@@ -1037,29 +1026,25 @@ def focal_label_kl_rows(
     if not _vector_layout(logits, gradient):
         logits = logits.clone(memory_format=torch.contiguous_format)
         gradient = None if gradient is None else torch.empty_like(logits)
-    plan = plan or plan_row(logits.shape[1], logits.element_size(), temperature != 1.0, class_weight is not None)
-    kernel, constants = row_launch(logits, gradient, neighbour_ids, class_weight, temperature, classes, plan)
-    _launch(
-        kernel,
-        len(logits),
-        logits,
-        logits if gradient is None else gradient,
-        loss,
-        labels.contiguous(),
-        neighbour_ids.contiguous(),
-        neighbour_weights.contiguous(),
-        neighbour_weights if class_weight is None else class_weight.contiguous(),
-        gamma,
-        kl_weight,
-        1.0 / temperature,
-        gradient_scale,
-        ignore_index,
-        num_warps=plan.num_warps,
-        **constants,
-    )
+    has_temperature, has_class_weight = objective.temperature != 1.0, objective.class_weight is not None
+    plan = plan or plan_row(logits.shape[1], logits.element_size(), has_temperature, has_class_weight)
+    kernel, constants = row_launch(logits, gradient, objective, classes, plan)
+    out = logits if gradient is None else gradient
+    arguments = (*_pointers(objective), *_settings(objective), gradient_scale, objective.ignore_index)
+    _launch(kernel, len(logits), logits, out, loss, *arguments, num_warps=plan.num_warps, **constants)
     if target is not None and gradient is not None and target is not gradient:
         target.copy_(gradient)
     return loss
+
+
+def _pointers(objective: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels, ids, weights and class weights (anything where there are none) as a kernel can index them."""
+    labels, ids, weights, class_weight, *_ = objective.contiguous()
+    return labels, ids, weights, weights if class_weight is None else class_weight
+
+
+def _settings(objective: Objective) -> tuple[float, float, float]:
+    return objective.gamma, objective.kl_weight, 1.0 / objective.temperature
 
 
 def reduce_constants(rows: int, mean: bool, scaled: bool) -> dict[str, int]:
@@ -1068,13 +1053,14 @@ def reduce_constants(rows: int, mean: bool, scaled: bool) -> dict[str, int]:
     return {"BLOCK": block, "MEAN": mean, "SCALED": scaled, "num_warps": max(1, min(16, block // 256))}
 
 
-def reduced(loss: Tensor, labels: Tensor, ignore_index: int, reduction: str, scale: float) -> tuple[Tensor, Tensor]:
+def reduced(loss: Tensor, objective: Objective, reduction: str, scale: float) -> tuple[Tensor, Tensor]:
     """The row losses reduced, and the factor that the gradient (already times `scale`) lacks."""
     if reduction == "none":
         return loss, loss.new_ones(())
     result, remaining = loss.new_empty(()), loss.new_empty(())
     constants = reduce_constants(len(loss), reduction == "mean", scale != 1.0 or len(loss) == 1)
-    _launch(reduce_kernel, 1, loss, labels.contiguous(), result, remaining, len(loss), ignore_index, **constants)
+    labels, ignore_index = objective.labels.contiguous(), objective.ignore_index
+    _launch(reduce_kernel, 1, loss, labels, result, remaining, len(loss), ignore_index, **constants)
     return result, remaining
 
 
@@ -1146,26 +1132,26 @@ BLOCK_BYTES = 64 * 2**20
 """The linear entry's scratch: blocks of this many columns, of as many rows as stay within this many bytes."""
 
 
-def block_constants(element_size: int, temperature: float, neighbour_ids: Tensor) -> dict[str, int]:
+def block_constants(element_size: int, objective: Objective) -> dict[str, int]:
     """Constants and warps of the block kernels; a block is one tile of a program."""
     lanes = 32 * 4 * 16 // element_size
     return {
-        "CLASSES": len(neighbour_ids),
-        **_table_constants(neighbour_ids),
+        "CLASSES": len(objective.neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
         "LANES": lanes,
         "TILES": BLOCK_COLUMNS // lanes,
-        "HAS_TEMPERATURE": temperature != 1.0,
+        "HAS_TEMPERATURE": objective.temperature != 1.0,
         "STATISTICS": STATISTICS,
         "num_warps": 4,
     }
 
 
-def row_loss_constants(neighbour_ids: Tensor, has_class_weight: bool) -> dict[str, int]:
+def row_loss_constants(objective: Objective) -> dict[str, int]:
     """Constants and warps of `row_loss_kernel`."""
     return {
-        "CLASSES": len(neighbour_ids),
-        **_table_constants(neighbour_ids),
-        "HAS_CLASS_WEIGHT": has_class_weight,
+        "CLASSES": len(objective.neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
+        "HAS_CLASS_WEIGHT": objective.class_weight is not None,
         "STATISTICS": STATISTICS,
         "num_warps": 1,
     }
@@ -1194,17 +1180,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear_focal_label_kl_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor]:
     """Loss of each row [B] and its statistics [B, 5]; the logits exist a block at a time."""
     rows, classes = len(hidden), len(weight)
@@ -1213,63 +1189,27 @@ def linear_focal_label_kl_rows(
     if not rows:
         return loss, statistics
     statistics[:, 0] = LOWEST.value
-    labels, neighbour_ids = labels.contiguous(), neighbour_ids.contiguous()
+    labels, neighbour_ids, *_ = pointers = _pointers(objective)
     label_logits = torch.empty_like(loss)
     entry_logits = loss.new_empty(rows, neighbour_ids.shape[1])
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), objective)
     for columns, row_slices in blocks:
+        first, width = columns.start, columns.stop - columns.start
         for part in row_slices:
             _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
-            _launch(
-                block_statistics_kernel,
-                part.stop - part.start,
-                scratch,
-                statistics[part],
-                label_logits[part],
-                entry_logits[part],
-                labels[part],
-                neighbour_ids,
-                1.0 / temperature,
-                columns.start,
-                columns.stop - columns.start,
-                **constants,
-            )
-    _launch(
-        row_loss_kernel,
-        rows,
-        statistics,
-        label_logits,
-        entry_logits,
-        loss,
-        labels,
-        neighbour_ids,
-        neighbour_weights.contiguous(),
-        neighbour_weights if class_weight is None else class_weight.contiguous(),
-        gamma,
-        kl_weight,
-        1.0 / temperature,
-        ignore_index,
-        **row_loss_constants(neighbour_ids, class_weight is not None),
-    )
+            kept = (statistics[part], label_logits[part], entry_logits[part], labels[part])
+            arguments = (neighbour_ids, 1.0 / objective.temperature, first, width)
+            _launch(block_statistics_kernel, part.stop - part.start, scratch, *kept, *arguments, **constants)
+    arguments = (*pointers, *_settings(objective), objective.ignore_index)
+    constants = row_loss_constants(objective)
+    _launch(row_loss_kernel, rows, statistics, label_logits, entry_logits, loss, *arguments, **constants)
     return loss, statistics
 
 
 def linear_focal_label_kl_gradients(
-    upstream: Tensor,
-    statistics: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    upstream: Tensor, statistics: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum(upstream * loss) for hidden, weight and bias: every block of logits is computed once more."""
     rows, classes = len(hidden), len(weight)
@@ -1278,33 +1218,20 @@ def linear_focal_label_kl_gradients(
     of_bias = weight.new_zeros(classes)
     if not rows:
         return torch.zeros_like(hidden), of_weight, of_bias
-    labels, neighbour_ids = labels.contiguous(), neighbour_ids.contiguous()
-    neighbour_weights = neighbour_weights.contiguous()
+    labels, *tables, _ = _pointers(objective)
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), objective)
     for columns, row_slices in blocks:
+        first, width = columns.start, columns.stop - columns.start
         whole = len(row_slices) == 1
         block_of_weight = torch.zeros_like(weight[columns], dtype=torch.float32) if not whole else None
         block_of_bias = torch.zeros_like(of_bias[columns], dtype=torch.float32)
         for part in row_slices:
             block = _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
-            _launch(
-                block_gradient_kernel,
-                part.stop - part.start,
-                scratch,
-                statistics[part],
-                upstream[part],
-                labels[part],
-                neighbour_ids,
-                neighbour_weights,
-                kl_weight,
-                1.0 / temperature,
-                ignore_index,
-                columns.start,
-                columns.stop - columns.start,
-                **constants,
-            )
+            arguments = (statistics[part], upstream[part], labels[part], *tables, *_settings(objective)[1:])
+            bounds = (objective.ignore_index, first, width)
+            _launch(block_gradient_kernel, part.stop - part.start, scratch, *arguments, *bounds, **constants)
             of_hidden[part] += _product(block, weight[columns])
             if block_of_weight is None:
                 torch.mm(block.T, hidden[part], out=of_weight[columns])
