@@ -43,9 +43,12 @@ class Objective(NamedTuple):
 
     def contiguous(self) -> Objective:
         """With tensors that a kernel can index."""
-        class_weight = None if self.class_weight is None else self.class_weight.contiguous()
-        tables = self.neighbour_ids.contiguous(), self.neighbour_weights.contiguous()
-        return Objective(self.labels.contiguous(), *tables, class_weight, *self[4:])
+        return self._replace(
+            labels=self.labels.contiguous(),
+            neighbour_ids=self.neighbour_ids.contiguous(),
+            neighbour_weights=self.neighbour_weights.contiguous(),
+            class_weight=None if self.class_weight is None else self.class_weight.contiguous(),
+        )
 
     def check(self, like: Tensor, classes: int) -> None:
         """Raise ValueError unless shapes, types, devices and settings fit `like` [B, ...] and the number of classes."""

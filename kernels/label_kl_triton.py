@@ -1086,8 +1086,8 @@ def linear_focal_label_kl_rows(
         for part in row_slices:
             _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
             kept = (statistics[part], label_logits[part], entry_logits[part], labels[part])
-            arguments = (neighbour_ids, 1.0 / objective.temperature, first, width)
-            _launch(block_statistics_kernel, part.stop - part.start, scratch, *kept, *arguments, **constants)
+            where = (neighbour_ids, 1.0 / objective.temperature, first, width)
+            _launch(block_statistics_kernel, part.stop - part.start, scratch, *kept, *where, **constants)
     arguments = (*pointers, *_settings(objective), objective.ignore_index)
     constants = row_loss_constants(objective)
     _launch(row_loss_kernel, rows, statistics, label_logits, entry_logits, loss, *arguments, **constants)
@@ -1104,7 +1104,7 @@ def linear_focal_label_kl_gradients(
     of_bias = weight.new_zeros(classes)
     if not rows:
         return torch.zeros_like(hidden), of_weight, of_bias
-    labels, *tables, _ = _pointers(objective)
+    labels, ids, weights, _ = _pointers(objective)
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
     constants = block_constants(hidden.element_size(), objective)
@@ -1115,7 +1115,7 @@ def linear_focal_label_kl_gradients(
         block_of_bias = torch.zeros_like(of_bias[columns], dtype=torch.float32)
         for part in row_slices:
             block = _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
-            arguments = (statistics[part], upstream[part], labels[part], *tables, *_settings(objective)[1:])
+            arguments = (statistics[part], upstream[part], labels[part], ids, weights, *_settings(objective)[1:])
             bounds = (objective.ignore_index, first, width)
             _launch(block_gradient_kernel, part.stop - part.start, scratch, *arguments, *bounds, **constants)
             of_hidden[part] += _product(block, weight[columns])

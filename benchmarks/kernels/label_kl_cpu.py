@@ -36,6 +36,7 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, logits: Tensor) -> Tensor:
+        ctx.mark_dirty(logits)  # handed on as it is
         return logits
 
     @staticmethod
