@@ -30,9 +30,10 @@ from catalogue.colour_labels import clean_labels
 from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
+from models.checkpoints import colour_tower_from_checkpoint, text_encoder_from_checkpoint
 from models.colour_matcher import ColourHead, ColourMatcher
-from models.colour_tower import ColourTower, colour_tower_from_checkpoint, small_colour_tower
-from models.encoders import TextEncoder, small_text_encoder, text_encoder_from_checkpoint
+from models.colour_tower import ColourTower, small_colour_tower
+from models.encoders import TextEncoder, small_text_encoder
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
 from models.two_towers import TwoTowers
@@ -62,7 +63,7 @@ class ColourSettings(BaseModel):
 
     image_height: PositiveInt = Field(80, description="pixels photos are brought to")
     image_width: PositiveInt = 64
-    image_checkpoint: Path | None = Field(None, description="Hugging Face ResNet folder to start the image tower from")
+    image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image tower from")
     label_checkpoint: Path | None = Field(None, description="Hugging Face BERT folder: labels go through it and a GRU")
     matcher: MatcherConfig = MatcherConfig()
     noise: LabelNoise = LabelNoise()
