@@ -101,7 +101,7 @@ def categorizer_graphs(bundle: CategorizerBundle, *, trim: bool = True) -> list[
                 "image_present": present,
                 "text_present": present.clone(),
             },
-            ["category_id", "probability", "neighbour_kl", "class_probability"],
+            ["category_id", "probability", "neighbour_kl", "class_probability", "sure_from"],
             float32_only=True,  # a few small matrices, and it decides between close categories
             names=Names("category", "category_id", category_names(bundle)),
         ),

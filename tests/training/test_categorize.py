@@ -26,7 +26,7 @@ PATHS = [("Apparel", "Shirts"), ("Apparel", "Trousers"), ("Footwear", "Boots"), 
 def small_settings(**changes: object) -> CategorizeSettings:
     """An epoch of each stage on small networks."""
     once = TrainConfig(epochs=1, batch_size=32)
-    small = {"image_height": 48, "image_width": 48, "embed_dim": 32, "vocab_size": 400}
+    small = {"image_tower": "scratch", "image_height": 48, "image_width": 48, "embed_dim": 32, "vocab_size": 400}
     return CategorizeSettings.model_validate(
         small | {"contrastive": once, "head": once, "finetune": once, "seed": 1} | changes
     )
