@@ -182,7 +182,8 @@ def test_google_merchant_feeds_are_recognised_and_read(tmp_path, ending, separat
 
 
 SHOPIFY = """\
-Handle,Title,Body (HTML),Vendor,Product Category,Type,Published,Option1 Name,Option1 Value,Variant SKU,Image Src,Image Position
+Handle,Title,Body (HTML),Vendor,Product Category,Type,Published,Option1 Name,Option1 Value,Variant SKU,\
+Image Src,Image Position
 red-mug,Red mug,"<p>Of clay,
 and ""red""</p>",Acme,Home & Garden > Kitchen > Mugs,Cups,true,Size,S,1,a.jpg,1
 red-mug,,,,,,,,M,2,b.jpg,2
