@@ -4,8 +4,8 @@ Feeds list every colour as a product of its own. Two whose titles differ in the 
 colours; a group is such a product, its photos are to be matched with its colours. Few titles agree so well, so harder
 groups are drawn within a category from products of any title, and extra labels that no photo shows are added.
 The group of a product is its title without its colour, lower case, single spaces (its id when it has no title). Its
-split, whatever the feed says, is `split_of` of its design: the group without any word for a colour, since one title is
-labelled Grey and Charcoal, or either of "Black & Purple". So a held-out title is never seen in another colour, nor under
+split, whatever the feed says, is `split_of` of its design: the group without words for colours, since one title is
+labelled Grey and Charcoal, or either of "Black & Purple". So a held-out title is never seen in another colour or under
 another label (but for a title that names two colours whose words `catalogue/colour_words.py` does not have).
 """
 
