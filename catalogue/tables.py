@@ -144,16 +144,16 @@ class ParquetTable:
 def _python_values(column: pa.Array) -> list[object]:
     try:
         return column.to_pylist()
-    except (ValueError, OverflowError):  # one broken cell must not hide its neighbours
-        return [_python_value(cell) for cell in column]
+    except (pa.ArrowException, ValueError, OverflowError):  # one broken cell must not hide its neighbours
+        return [_python_value(column, place) for place in range(len(column))]
 
 
-def _python_value(cell: pa.Scalar) -> object:
+def _python_value(column: pa.Array, place: int) -> object:
     try:
-        return cell.as_py()
+        return column[place].as_py()
     except UnicodeDecodeError as error:
         return RowFault("not UTF-8", f"text that is not UTF-8: {error}")
-    except (ValueError, OverflowError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         return RowFault("bad cell", f"a cell that cannot be read: {error}")
 
 
