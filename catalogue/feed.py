@@ -10,7 +10,6 @@ Writing is atomic: aside, fsync, rename, so that a killed write leaves the old f
 from __future__ import annotations
 
 import re
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ SPLIT_WORDS: Mapping[str, Split] = {"train": "train", "val": "val", "validation"
 
 PATHS_SEPARATOR = "|"
 
-AROUND_IDS = string.whitespace + "\u00a0\u200b\u2060\ufeff"
+AROUND_IDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 
 IMAGE_NAME = re.compile(rb"[^\x00-\x1f<>]{1,1000}\.[A-Za-z]{3,4}")
 
@@ -312,7 +311,7 @@ class Feed:
         )
 
     def _id(self, cells: Mapping[str, object]) -> str:
-        product_id = (text_of(cells, self.columns.id) or "").strip(AROUND_IDS)
+        product_id = AROUND_IDS.sub("", text_of(cells, self.columns.id) or "")
         if not product_id:
             raise RowFault("missing id", f"column {self.columns.id!r} is empty")
         return product_id

@@ -212,11 +212,11 @@ def test_bytes_that_are_not_utf8_cost_their_row(tmp_path):
 
 
 def test_ids_with_spaces_around_them_are_one_product_in_one_split(tmp_path):
-    spellings = ["7", "7 ", " 7", "\u00a07", "7\u200b", "7\t"]
+    spellings = ["7", "7 ", " 7", "\u00a07", "7\u200b ", "7\t", "\u30007\x1c"]
     rows = "".join(f"{spelling},,Mug,A\n" for spelling in spellings)
     feed = open_feed(text(tmp_path / "feed.csv", f"{HEADER}\n{rows}"), on_error="skip")
     assert [(p.id, p.split) for p in feed] == [("7", split_of("7"))]
-    assert feed.summary.skipped == {"duplicate id": 5}
+    assert feed.summary.skipped == {"duplicate id": 6}
 
 
 def test_ids_in_two_normalisations_are_one_product(tmp_path):
