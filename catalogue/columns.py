@@ -8,7 +8,7 @@ beside the feed (`lookup`, grocery), a second column of categories (`category_el
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from catalogue.product import ENTITY_GROUPS
@@ -84,6 +84,32 @@ class ColumnMapping:
         image = () if self.image is None else (self.image,)
         return tuple(dict.fromkeys((*self.text_columns, *image)))
 
+    def spelled_as(self, columns: Collection[str]) -> ColumnMapping:
+        """This mapping with the names that a file gives its columns, in any case, with spaces for underscores.
+
+        Google's exports head a column "image_link", "image link" or "g:image_link". Where no name fits, or several do
+        and none to the letter, the column stays as it is.
+        """
+        fitting: dict[str, list[str]] = {}
+        for column in columns:
+            fitting.setdefault(_folded(column), []).append(column)
+
+        def spelled(name: str) -> str:
+            found = fitting.get(_folded(name), [])
+            return found[0] if name not in columns and len(found) == 1 else name
+
+        return replace(
+            self,
+            id=spelled(self.id),
+            image=self.image and spelled(self.image),
+            title=self.title and spelled(self.title),
+            category=tuple(map(spelled, self.category)),
+            category_else=tuple(map(spelled, self.category_else)),
+            entities={group: spelled(column) for group, column in self.entities.items()},
+            split=self.split and spelled(self.split),
+            optional=frozenset(map(spelled, self.optional)),
+        )
+
     def overridden(self, overrides: Mapping[str, str | Sequence[str] | None]) -> ColumnMapping:
         """This mapping with some columns named otherwise.
 
@@ -117,6 +143,10 @@ class ColumnMapping:
                 raise ValueError(f"no column mapping is called {name!r}; known: {known}")
             mapping = replace(mapping, optional=mapping.optional - set(columns))
         return mapping
+
+
+def _folded(column: str) -> str:
+    return column.lower().replace(" ", "_").removeprefix("g:")
 
 
 OWN_SCHEMA = ColumnMapping(
@@ -182,7 +212,8 @@ fashion, Fashion Product Images: the article type is the class (142 of them), fi
 sub category; the brand is the start of the title; `split_of(id)`.
 grocery, Grocery Store Dataset: coarse name > fine name, joined from the table of classes beside the feed; its own
 split; no titles.
-google-merchant, the product feed of Google Merchant Center: Google's category, else the shop's own product type.
+google-merchant, the product feed of Google Merchant Center: Google's category, else the shop's own product type. Where
+the former is a bare number, its classes are called by numbers: map category to product_type instead.
 shopify, the product export: a product is the row with its title and those of its other variants and photos below it.
 Photos of both are URLs, see `catalogue.image_files`.
 """

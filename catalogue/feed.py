@@ -298,9 +298,10 @@ class Feed:
 
     def _product(self, cells: Mapping[str, object], product_id: str, split: Split) -> Product:
         title = self._title(cells)
-        entities = {group: text_of(cells, column) for group, column in self.columns.entities.items()}
+        named = {group: text_of(cells, column) for group, column in self.columns.entities.items()}
+        entities = {group: normal_label(value) for group, value in named.items() if value}
         if self._conventions.brands is not None:
-            entities["brand"] = self._conventions.brands.brand_of(title)
+            entities["brand"] = self._conventions.brands.brand_of(title) or ""
         return Product(
             id=product_id,
             images=self._images(cells),
@@ -436,7 +437,7 @@ def open_feed(
     name = preset or "shelfwise"
     if name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; known: {', '.join(PRESETS)}")
-    mapping = PRESETS[name].overridden(column_overrides)
+    mapping = PRESETS[name].spelled_as(open_tables(Path(path))[0].columns).overridden(column_overrides)
     return Feed(path, mapping, on_error=on_error, splits=splits, merge_case=merge_case)
 
 
@@ -446,10 +447,11 @@ def detect_preset(path: Path | str) -> str:
     Raises:
         FeedError: the file cannot be read.
     """
-    available = set(open_tables(Path(path))[0].columns)
-    for name, mapping in PRESETS.items():
+    columns = open_tables(Path(path))[0].columns
+    for name, preset in PRESETS.items():
+        mapping = preset.spelled_as(columns)
         joined = set() if mapping.lookup is None else set(mapping.lookup.columns)
-        if set(mapping.columns) - mapping.optional - joined <= available:
+        if set(mapping.columns) - mapping.optional - joined <= set(columns):
             return name
     return "shelfwise"
 

@@ -142,6 +142,13 @@ def test_categories_that_look_alike_are_one(tmp_path):
     assert {p.category for p in open_feed(tmp_path / "feed.parquet")} == {("Home", "Café")}
 
 
+def test_entities_that_look_alike_are_one(tmp_path):
+    colours = ["Red", "Red ", "Re\u200bd", "\u00a0Red", "&#82;ed"]
+    rows = "".join(f"{i},,t,A,{colour}\n" for i, colour in enumerate(colours))
+    feed = open_feed(text(tmp_path / "feed.csv", f"{HEADER},base_colour\n{rows}"))
+    assert {p.entities["base_colour"] for p in feed} == {"Red"}
+
+
 def test_labels_in_columns_and_lists_have_one_spelling_too(tmp_path):
     pq.write_table(
         pa.table({"id": ["1"], "top": ["Home\u00a0"], "low": ["Caf&eacute;"], "list": [["Home", "Cafe\u0301"]]}),

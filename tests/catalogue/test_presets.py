@@ -181,6 +181,27 @@ def test_google_merchant_feeds_are_recognised_and_read(tmp_path, ending, separat
     ]
 
 
+@pytest.mark.parametrize(
+    "spelled", [str.upper, lambda name: name.replace("_", " "), lambda name: f"g:{name}", lambda name: name.title()]
+)
+def test_columns_are_found_in_every_spelling(tmp_path, spelled):
+    header = "\t".join(map(spelled, ("id", "title", "image_link", "product_type", "color")))
+    path = tmp_path / "feed.tsv"
+    path.write_text(f"{header}\n1\tMug\t\tHome > Mugs\tRed\n")
+    assert detect_preset(path) == "google-merchant"
+    (found,) = open_feed(path, "google-merchant")
+    assert found == Product("1", (), "Mug", ("Home", "Mugs"), {"base_colour": "Red"}, split_of("1"))
+
+
+def test_of_several_spellings_the_one_to_the_letter_counts_or_none(tmp_path):
+    path = tmp_path / "feed.csv"
+    path.write_text("ID,images,title,Title,category\n1,,a,b,A\n")
+    assert [(p.id, p.title) for p in open_feed(path)] == [("1", "a")]
+    path.write_text("id,images,TITLE,Title,category\n1,,a,b,A\n")
+    with pytest.raises(FeedError, match="no column 'title'"):
+        open_feed(path)
+
+
 SHOPIFY = """\
 Handle,Title,Body (HTML),Vendor,Product Category,Type,Published,Option1 Name,Option1 Value,Variant SKU,\
 Image Src,Image Position
