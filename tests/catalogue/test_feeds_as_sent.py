@@ -78,11 +78,6 @@ def test_a_mapped_column_that_is_there_twice_is_refused_by_name(tmp_path):
 # Quotes that swallow rows
 
 
-ROWS = "".join(
-    f'{i},,"Cap, blue {i}",Hats > Caps\n' if i % 10 == 0 else f"{i},,Cap {i},Hats > Caps\n" for i in range(80)
-)
-
-
 @pytest.mark.parametrize(
     ("closing", "lost"),
     [
@@ -102,6 +97,12 @@ def test_rows_that_a_quote_swallowed_are_counted_and_its_line_is_named(tmp_path,
     assert [(p.id, p.title) for p in feed] == [("1", "Two\nlines"), ("3", "Cup")]
     assert feed.summary.skipped == {"bad CSV": lost}
     assert feed.summary.rows == 2 + lost
+
+
+def test_the_line_named_is_that_of_the_quote_that_swallows_not_of_its_record(tmp_path):
+    content = f'{HEADER}\n1,,"A title\nof two lines","Unclosed > Mugs\n2,,Cap,Caps\n3,,Cap,Caps\n4,,"Cap, blue",Caps\n'
+    with pytest.raises(FeedError, match="4 rows lost to a quote that opens in line 3"):
+        list(open_feed(text(tmp_path / "feed.csv", content)))
 
 
 def test_rows_up_to_the_end_of_the_file_are_counted(tmp_path):
