@@ -236,7 +236,7 @@ def _quote_opened(lines: list[str]) -> int:
     """The place of the line in which the quote opened that was open before the last line."""
     opened, odd = 0, False
     for place, line in enumerate(lines[:-1]):
-        if line.count('"') % 2:
+        for _ in range(line.replace('""', "").count('"')):
             odd = not odd
             opened = place if odd else opened
     return opened
