@@ -124,10 +124,8 @@ def train(
         bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
             chosen.recipe.kind.save(run / "bundle", bundle)
-            for reason, rows in products.summary.skipped.most_common():
-                typer.echo(f"{feed}: {rows} rows left out: {reason}", err=True)
             for note in bundle.config.training["notes"]:
-                typer.echo(f"note: {note}", err=True)
+                typer.echo(f"{feed}: {note}", err=True)
             for line in chosen.report(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
