@@ -121,7 +121,7 @@ def test_images_that_cannot_be_read_stop_or_are_counted(tmp_path: Path) -> None:
 
 def test_rows_left_out_are_told_to_every_run(feed: Path, tmp_path: Path) -> None:
     twice = tmp_path / "twice.csv"
-    twice.write_text("id,title,category\na,Mug,\na,Mug,\n,Mug,\nb,Cup,\n")
+    twice.write_text("id,images,title,category\na,,Mug,\na,,Mug,\n,,Mug,\nb,,Cup,\n")
     for _ in range(2):
         store = open_store(open_feed(twice, on_error="skip"), tmp_path / "store", 24, 16)
         assert store.ids == ["a", "b"]
