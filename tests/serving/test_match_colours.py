@@ -295,7 +295,7 @@ def test_systems_that_were_not_exported_are_left_out(colour_repository: Path, tm
         (tmp_path / model.name).symlink_to(model)
     served = {"match_colours", "prepare_colours", "colour_matcher", "assign_colours"}
     assert {config.name for config in model_configs(tmp_path)} == served
-    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+    with TritonServer(tmp_path, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
         with triton.InferenceServerClient(server.url) as client:
             assert client.is_model_ready("match_colours")
             assert not client.is_model_ready("categorize")
