@@ -251,7 +251,7 @@ class TritonServer:
         if not is_unquoted(str(repository)):
             repository = folder / "models"
             repository.symlink_to(self.repository)
-        backends = lay_out_backends(environment, folder / "backends")
+        backends = environment.backends or lay_out_backends(environment, folder / "backends")
         command = self._command(environment, repository, backends, lock.prefix)
         if attempt > 1:  # what aborts a start is stubs that start side by side on a busy machine
             command.append("--model-load-thread-count=1")
@@ -271,7 +271,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={http_address}",
             f"--metrics-port={self.metrics_port}",
-            "--allow-gpu-metrics=false",  # it needs DCGM, which pip does not bring
+            f"--allow-gpu-metrics={str(environment.backends is not None).lower()}",  # DCGM, which pip does not bring
             "--strict-readiness=true",
             "--exit-on-error=true",
             f"--exit-timeout-secs={max(1, round(self.grace_seconds))}",

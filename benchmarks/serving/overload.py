@@ -3,9 +3,9 @@
     python -m benchmarks.serving.overload FEED --repository DIR
 
 Capacity is what a closed loop of eight callers gets. The overload is an open loop of Poisson arrivals that nothing
-slows down, of requests of 32 rows, so that on one machine the load generator is a small part of the work. Goodput counts the
-answers within the caller's deadline; the rest must be refused at once. Meanwhile `serving.readiness` is asked every
-second, as an orchestrator would, and memory is sampled.
+slows down, of requests of 32 rows, so that on one machine the load generator is a small part of the work. Goodput
+counts the answers within the caller's deadline; the rest must be refused at once. Meanwhile `serving.readiness` is
+asked every second, as an orchestrator would, and memory is sampled.
 """
 
 from __future__ import annotations

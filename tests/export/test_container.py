@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -51,8 +52,27 @@ def distributions_of(files: list[Path]) -> set[str]:
 
 def test_what_the_container_copies_exists() -> None:
     sources = [source for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]]
-    assert sources == ["serving/requirements-models.txt", "serving/requirements-gpu.txt"]
-    assert all((ROOT / source).is_file() for source in sources)
+    assert {"shelfwise.py", "serving", "export", "catalogue"} <= set(sources)
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_serving_there_needs_nothing_but_what_the_container_installs(tmp_path: Path) -> None:
+    """`serve` gets as far as to miss its repository where only the copied folders and those packages can be imported."""
+    packages = sorted(requirements("requirements-serve.txt") | {"numpy", "protobuf", "grpcio"})
+    program = (
+        "import sys; from importlib.metadata import packages_distributions as found;"
+        f"allowed = set({packages!r}) | {{'markdown-it-py', 'mdurl', 'pygments', 'click', 'shellingham', 'annotated-doc',"
+        "'typing-extensions', 'python-rapidjson', 'urllib3'};"
+        "from shelfwise import app;"
+        "\ntry: app(['serve', '--repository', sys.argv[1]])\nexcept SystemExit: pass\n"
+        "owners = found(); tops = {name.partition('.')[0] for name in sys.modules};"
+        "print(sorted({o.lower() for t in tops for o in owners.get(t, [])} - allowed - {'shelfwise'}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "absent")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "is not a folder" in run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_container_installs_what_the_python_models_import_and_nothing_else() -> None:

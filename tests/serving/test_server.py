@@ -38,6 +38,7 @@ from serving.environment import (
     TritonMissing,
     check_libpython,
     check_shared_memory,
+    lay_out_backends,
     locate,
     outdated,
     server_environment,
@@ -358,6 +359,25 @@ def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: Trito
     with pytest.raises(readiness.NotReady, match=r"rest: .*not healthy"):
         server.wait_until_ready(10)
     assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
+
+
+def test_an_installed_triton_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the container has it, made of the parts from pip, which find their libraries in the environment."""
+    environment = server_environment()
+    folder = tmp_path / "tritonserver"
+    lay_out_backends(environment, folder / "backends")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "tritonserver").symlink_to(environment.tritonserver)
+    for name, value in environment.process_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHELFWISE_TRITON", str(folder))
+    repository = write_sleeper(tmp_path / "repository")
+    with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+        assert server.process is not None
+        assert psutil.Process(server.process.pid).cmdline()[0] == str(folder / "bin" / "tritonserver")
+    monkeypatch.setenv("SHELFWISE_TRITON", str(tmp_path))
+    with pytest.raises(TritonMissing, match="names no Triton"):
+        TritonServer(repository, grpc_port=0, metrics_port=0).start()
 
 
 def test_killed_process_of_a_model_that_was_loaded_later_is_noticed(
