@@ -56,23 +56,20 @@ def test_what_the_container_copies_exists() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_serving_there_needs_nothing_but_what_the_container_installs(tmp_path: Path) -> None:
-    """`serve` gets as far as to miss its repository where only the copied folders and those packages can be imported."""
-    packages = sorted(requirements("requirements-serve.txt") | {"numpy", "protobuf", "grpcio"})
-    program = (
-        "import sys; from importlib.metadata import packages_distributions as found;"
-        f"allowed = set({packages!r}) | {{'markdown-it-py', 'mdurl', 'pygments', 'click', 'shellingham', 'annotated-doc',"
-        "'typing-extensions', 'python-rapidjson', 'urllib3'};"
-        "from shelfwise import app;"
-        "\ntry: app(['serve', '--repository', sys.argv[1]])\nexcept SystemExit: pass\n"
-        "owners = found(); tops = {name.partition('.')[0] for name in sys.modules};"
-        "print(sorted({o.lower() for t in tops for o in owners.get(t, [])} - allowed - {'shelfwise'}))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "absent")], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "is not a folder" in run.stderr
-    assert run.stdout.splitlines()[-1] == "[]"
+def test_it_installs_what_serve_and_its_probe_import() -> None:
+    files = [
+        ROOT / "shelfwise.py",
+        *(ROOT / "serving").glob("*.py"),
+        ROOT / "export/served.py",
+        ROOT / "export/plans.py",
+    ]
+    wanted = set().union(*map(imported, files)) & {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer", "torch"}
+    assert wanted == {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer"}
+    brought = {"grpc": "tritonclient", "numpy": "tritonclient"}  # by its extra [grpc]
+    assert {brought.get(name, name) for name in wanted} == requirements("requirements-serve.txt")
+    program = "import sys, serving.foreground, serving.readiness; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "False False\n"
 
 
 def test_the_container_installs_what_the_python_models_import_and_nothing_else() -> None:

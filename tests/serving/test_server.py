@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -127,7 +128,7 @@ def test_missing_shared_memory_is_refused(tmp_path: Path) -> None:
     [
         ("", "not ''"),
         ("no such host", "not 'no such host'"),
-        ("255.255.255.255", "cannot listen on 255"),
+        ("255.255.255.255", "is not the address of one machine"),
         ("::2", "::2"),
     ],
 )
@@ -217,7 +218,7 @@ def test_metrics_are_served(server: TritonServer) -> None:
         lambda client: client.update_log_settings({"log_verbose_level": 1}),
         lambda client: client.register_system_shared_memory("region", "/shelfwise-anything", 64),
         lambda client: client.get_system_shared_memory_status(),
-        lambda client: client.register_cuda_shared_memory("region", b"handle", 0, 64),
+        lambda client: client.register_cuda_shared_memory("region", base64.b64encode(bytes(64)), 0, 64),
     ],
     ids=["load", "unload", "index", "trace", "log", "shared memory", "shared memory status", "CUDA shared memory"],
 )
