@@ -120,9 +120,9 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
     repository = tmp_path / "model_repository"
     shutil.copytree(colour_repository, repository)
     config = repository / "colour_matcher" / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 4 max_queue_delay_microseconds: 20000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     every = [product for sample in bundle.samples for product in sample]
     sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
     requests = [
