@@ -120,9 +120,9 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
     repository = tmp_path / "model_repository"
     shutil.copytree(colour_repository, repository)
     config = repository / "colour_matcher" / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 4 max_queue_delay_microseconds: 20000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     every = bundle.samples
     sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
     requests = [
@@ -295,7 +295,7 @@ def test_systems_that_were_not_exported_are_left_out(colour_repository: Path, tm
         (tmp_path / model.name).symlink_to(model)
     served = {"match_colours", "prepare_colours", "colour_matcher", "assign_colours"}
     assert {config.name for config in model_configs(tmp_path)} == served
-    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+    with TritonServer(tmp_path, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
         with triton.InferenceServerClient(server.url) as client:
             assert client.is_model_ready("match_colours")
             assert not client.is_model_ready("categorize")

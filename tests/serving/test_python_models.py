@@ -35,9 +35,9 @@ def client(
     for name in (MODEL, FULL_BATCHES):
         install_prepare_product(repository, tokenizer, HEIGHT, WIDTH, LENGTH, name=name)
     config = repository / FULL_BATCHES / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 32 max_queue_delay_microseconds: 30000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 32 max_queue_delay_microseconds: 30000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     return connect(start_server(repository))
 
 
