@@ -49,9 +49,9 @@ def bare_png(data: bytes) -> Bare:
         elif name == b"tRNS" and not pixels and _fits_colours(body, data[25:26], palette):
             kept.append(whole)
         elif name == b"eXIf":
-            orientation = exif_orientation(body)
+            orientation = exif_orientation(body) if orientation == UPRIGHT else orientation
         elif name == b"iCCP":
-            profile = _inflated(body)
+            profile = profile or _inflated(body)
     return Bare(b"".join([*kept, PNG_END]), orientation, profile)
 
 
@@ -91,7 +91,7 @@ def bare_webp(data: bytes) -> Bare:
     kept: list[bytes] = []
     orientation, profile = UPRIGHT, None
     for name, body, whole in counted(_webp_chunks(data), "WEBP"):
-        if name == b"VP8X":
+        if name == b"VP8X" and body:
             kept.append(whole[:8] + bytes([whole[8] & ~WEBP_METADATA_FLAGS]) + whole[9:])
         elif name in WEBP_PIXELS:
             kept.append(whole)

@@ -1,4 +1,4 @@
-"""The budget of pixels over the threads of a served model: who is answered with the batch, who later, who not at all."""
+"""The budget of pixels over the threads of a served model: who is answered now, who later, who not at all."""
 
 from threading import Event
 
