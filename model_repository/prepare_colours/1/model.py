@@ -125,11 +125,11 @@ class Request:
         n, m = self.images.shape[1], self.labels.shape[1]
         if not n or n > m:
             return f"{n} images and {m} labels: give at least one image and as many labels as images"
+        if n > self.max_photos or m > self.max_labels:
+            return f"{n} images and {m} labels: at most {self.max_photos} images and {self.max_labels} labels are taken"
         if len(self.images) * n * m > MAX_PAIRS:
             pairs = f"{len(self.images)} products x {n} images x {m} labels"
             return f"{pairs}: at most {MAX_PAIRS} pairs are taken in one request; send fewer products at a time"
-        if n > self.max_photos or m > self.max_labels:
-            return f"{n} images and {m} labels: at most {self.max_photos} images and {self.max_labels} labels are taken"
         for row, labels in enumerate(self.labels):
             texts = []
             for place, label in enumerate(labels):
