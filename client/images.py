@@ -1,7 +1,7 @@
 """Any form in which a caller may hold an image, turned into the bytes of an image file.
 
 Files travel as they are, since the server decodes them faster than a client could and sees their EXIF rotation. The
-EXIF data of a Pillow image travel with it, so that one rule, the server's, says what is upright, whatever they are worth.
+EXIF data of a Pillow image travel with it, sound or not, so that one rule, the server's, says what is upright.
 Arrays become PNG (lossless) with zlib and numpy alone, so that the client needs no imaging library; rows are coded as
 differences from the row above (the "Up" filter of the PNG specification, section 9.2), which at the fastest compression
 level makes product photographs smaller by a sixth (224 pixels) to a half (900 pixels). Pillow images encode themselves.
