@@ -257,4 +257,4 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
 
 def image_kind(error: ImageError) -> str:
     """The format of an image that could not be read, as far as it was recognised."""
-    return getattr(error, "format", None) or "unknown"
+    return error.format or "unknown"

@@ -22,7 +22,7 @@ from serving import readiness
 ROOT = Path(shelfwise.__file__).parent
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 # Written by the export beside the model.py files, each a copy of a module of the project.
-COPIED = {"images": "catalogue/images.py", "colour_labels": "catalogue/colour_labels.py"}
+COPIED = {"images": "catalogue/images", "colour_labels": "catalogue/colour_labels.py"}
 COPIED |= {"assignment": "models/assignment.py"}
 
 
@@ -78,7 +78,9 @@ def test_it_installs_what_serve_and_its_probe_import() -> None:
 
 
 def test_the_container_installs_what_the_python_models_import_and_nothing_else() -> None:
-    files = [*SOURCE.glob("*/1/model.py"), *(ROOT / file for file in COPIED.values())]
+    copied = [ROOT / path for path in COPIED.values()]
+    files = [*SOURCE.glob("*/1/model.py"), *(file for path in copied for file in [path, *path.glob("*.py")])]
+    files = [file for file in files if file.is_file()]
     assert requirements("requirements-models.txt") == distributions_of(files)
 
 

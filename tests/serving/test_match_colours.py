@@ -184,6 +184,19 @@ def test_a_thousand_photos_are_refused_before_they_are_decoded(colour_server: Tr
     assert "1000 images and 1000 labels: at most 128 images and 256 labels" in message
 
 
+def test_products_that_are_too_much_together_are_refused_with_their_counts(colour_server: TritonServer) -> None:
+    tensors = []
+    for name, elements in (("images", 128), ("labels", 256)):
+        tensor = triton.InferInput(name, [32, elements], "BYTES")
+        tensor.set_data_from_numpy(np.full((32, elements), b"anything", np.object_))
+        tensors.append(tensor)
+    with triton.InferenceServerClient(colour_server.url) as client:
+        with pytest.raises(InferenceServerException, match="32 products x 128 images x 256 labels") as caught:
+            client.infer("match_colours", tensors, client_timeout=30)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "at most 32768 pairs are taken in one request" in str(caught.value.message())
+
+
 def test_labels_that_are_not_utf_8_are_refused_by_their_place(
     colour_server: TritonServer, bundle: ColourMatcherBundle
 ) -> None:
