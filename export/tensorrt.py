@@ -24,7 +24,7 @@ from catalogue.atomic import atomic_file
 
 from .onnx_graphs import ExportError
 from .parity import split_rows
-from .plans import TENSORRT, TENSORRT_RTX, PlanRecord
+from repository.plans import TENSORRT, TENSORRT_RTX, PlanRecord
 
 PLAN_FILE = "model.plan"
 WORKSPACE_BYTES = 4 * 2**30

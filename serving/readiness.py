@@ -24,9 +24,9 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from export.served import is_ensemble, model_configs
+from repository.configs import READINESS_FILE, RepositoryError, is_ensemble, model_configs
+from repository.release import current
 
-READINESS_FILE = "readiness.json"
 # Inputs that carry encoded image files; readiness.json holds them in base64, all other BYTES as text.
 IMAGE_INPUTS = frozenset({"image", "images"})
 
@@ -54,12 +54,14 @@ def check(
     `credentials` and `headers` are for a server behind TLS and for one whose protocols are gated by a header.
     Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did
     not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests;
-    and for a repository that is no folder.
+    and for a repository without a release.
     """
-    if not repository.is_dir():
-        raise NotReady(url, {"repository": f"{repository} is not a folder, so there is nothing to ask the server"})
     deadline = time.monotonic() + timeout
-    ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
+    try:
+        repository = current(repository)
+        ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
+    except RepositoryError as error:
+        raise NotReady(url, {"repository": f"there is nothing to ask the server: {error}"}) from None
     reasons: dict[str, str] = {}
     requests: list[tuple[str, list[InferInput]]] = []
     for name, config in ensembles.items():

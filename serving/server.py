@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,10 @@ from typing import IO, Any, NoReturn
 
 import grpc
 
-from export import plans, served
+from repository import plans
+from repository.configs import RepositoryError, is_ensemble, model_configs
+from repository.publish import serve_through
+from repository.release import current, verify
 from serving import readiness
 from serving.environment import (
     ServerEnvironment,
@@ -65,10 +69,6 @@ class StartupError(ServerError):
     """Triton ended or did not become ready; the message holds the lines of its log that say why."""
 
 
-class RepositoryError(ServerError):
-    """The model repository cannot be served."""
-
-
 class TritonServer:
     """Triton on one repository, for as long as the context lasts.
 
@@ -77,7 +77,7 @@ class TritonServer:
         ShelfwiseClient(server.url)
     ```
 
-    Arguments: `repository` a folder in Triton's layout; `host` and the three ports to listen on (0 picks a free port);
+    Arguments: `repository` of releases, whose current one is served, or a plain folder in Triton's layout; `host` and the three ports to listen on (0 picks a free port);
     `log_file` where Triton's log goes (appended; None: stderr); `model_control` allows loading and unloading models and
     reading the repository over the network, which is meant for development; `grace_seconds` how long a stop waits for
     in-flight requests; `start_timeout` how long a start may take, in seconds; `triton_options` go to tritonserver as
@@ -102,6 +102,7 @@ class TritonServer:
         environment: ServerEnvironment | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
+        self.release: Path | None = None  # the folder that is served, known from the start on
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
         self.log_file = log_file
@@ -155,14 +156,16 @@ class TritonServer:
     def start(self) -> None:
         """Start Triton and wait until all models are loaded.
 
-        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models, and
+        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models or
+        whose files changed, and
         StartupError when Triton ends or takes longer than `start_timeout`.
         """
         if self.process is not None:
             raise RuntimeError("this server was already started; make a new TritonServer to start another")
-        instances = count_instances(self.repository)
-        refuse_mixed_versions(self.repository)
-        refuse_plans(self.repository)
+        release = self.release = current(self.repository)
+        verify(release)
+        instances = count_instances(release)
+        refuse_plans(release)
         environment = self.environment or server_environment()
         self._choose_ports()
         check_ports(self.host, {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port})
@@ -192,7 +195,9 @@ class TritonServer:
 
         `credentials` and `headers` are what a caller needs when `triton_options` ask for TLS or gate the protocols.
         """
-        return readiness.check(self.url, self.repository, timeout, credentials=credentials, headers=headers)
+        return readiness.check(
+            self.url, self.release or self.repository, timeout, credentials=credentials, headers=headers
+        )
 
     def stop(self, grace_seconds: float | None = None) -> int | None:
         """Let in-flight requests finish (at most `grace_seconds`), end Triton and clean up after it.
@@ -255,12 +260,17 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = (port or next(free) for port in wanted)
 
     def _launch(self, environment: ServerEnvironment, folder: Path, shared_memory: SharedMemoryLock) -> None:
-        repository = self.repository
+        assert self.release is not None
+        repository, name = self.release, f"{socket.gethostname()}-{self.grpc_port}"
+        if self.model_control and repository != self.repository:
+            repository = serve_through(self.repository, name, self.release)
         if not is_unquoted(str(repository)):
+            (folder / "models").symlink_to(repository)
             repository = folder / "models"
-            repository.symlink_to(self.repository)
         backends = lay_out_backends(environment, folder / "backends")
         command = self._command(environment, repository, backends, shared_memory.prefix)
+        command.append(f"--id={name}")  # by which a roll-out finds the link
+        command += self.triton_options
         # Unbuffered; a copy of descriptor 2 is the true standard error also where sys.stderr was replaced.
         log: IO[bytes] = open(self.log_file or os.dup(2), "ab", buffering=0)  # noqa: SIM115 (closed by the log's thread)
         self.process = subprocess.Popen(
@@ -300,11 +310,8 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={max(1, round(self.start_timeout))}",
         ]
-        models = [config.name for config in served.model_configs(repository)]
-        whole = len(models) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
-        if self.model_control or not whole:  # what was not exported, or is no model, is left out by naming the others
-            command.append("--model-control-mode=explicit")
-            command += [f"--load-model={name}" for name in (["*"] if whole else models)]
+        if self.model_control:
+            command += ["--model-control-mode=explicit", "--load-model=*"]
         else:
             command.append("--model-control-mode=none")
         if not self.model_control:
@@ -313,7 +320,7 @@ class TritonServer:
                 f"--grpc-restricted-protocol={CONTROL_PROTOCOLS}:shelfwise-control={key}",
                 f"--http-restricted-api={CONTROL_PROTOCOLS}:shelfwise-control={key}",
             ]
-        return [*command, *self.triton_options]
+        return command
 
     def _pump_log(self, source: IO[bytes], sink: IO[bytes]) -> None:
         for line in source:
@@ -426,33 +433,16 @@ def is_unquoted(path: str) -> bool:
 def count_instances(repository: Path) -> int:
     """How many processes Triton will start for a repository's Python and ONNX models.
 
-    Raises RepositoryError when the folder does not exist or holds no model.
+    Raises RepositoryError when a configuration cannot be read.
     """
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository} is not a folder; `shelfwise export BUNDLE` writes a model repository")
-    try:
-        configs = served.model_configs(repository)
-    except ValueError as error:
-        raise RepositoryError(f"a model's configuration cannot be read: {error}") from None
-    if not configs:
-        raise RepositoryError(
-            f"{repository} holds no model (a folder NAME with a config.pbtxt); export a bundle into it"
-        )
     count = 0
-    for config in configs:
-        if served.is_ensemble(config):
+    for config in model_configs(repository):
+        if is_ensemble(config):
             continue
         onnx = bool(list((repository / config.name).glob("*/model.onnx")))
         # Triton's default: two instances of an ONNX model on a CPU, one of any other.
         count += sum(group.count or 1 for group in config.instance_group) or (2 if onnx else 1)
     return count
-
-
-def refuse_mixed_versions(repository: Path) -> None:
-    """Refuse an ensemble whose steps are of another version: wrong answers that look right. Raises RepositoryError."""
-    mixed = served.mixed_versions(repository, served.model_configs(repository))
-    if mixed:
-        raise RepositoryError("; ".join(mixed.values()))
 
 
 def refuse_plans(repository: Path) -> None:
@@ -547,7 +537,7 @@ def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
     from rich.table import Table
 
     table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.repository}", title_justify="left")
-    for config in served.model_configs(server.repository):
+    for config in model_configs(server.release or server.repository):
         if config.name in ensembles:
             table.add_row(config.name, _tensors(config.input), _tensors(config.output))
     console = Console()

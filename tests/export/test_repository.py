@@ -9,21 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export.repository
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from export.check import check_repository
+from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
+from export.served import model_configs
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import export.repository
 import shelfwise
 from export.bundles import export_bundle
 from export.categorize import real_inputs
-from export.check import check_repository
 from export.parity import ParityError
-from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
-from export.served import model_configs
 from training.bundle import load_bundle
 
 
