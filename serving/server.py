@@ -536,7 +536,7 @@ def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.repository}", title_justify="left")
+    table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.release}", title_justify="left")
     for config in model_configs(server.release or server.repository):
         if config.name in ensembles:
             table.add_row(config.name, _tensors(config.input), _tensors(config.output))
