@@ -280,7 +280,7 @@ def repository_check(
         typer.echo(f"{repository}: {', '.join(models)} fit their files")
         if triton:
             log = Path(os.devnull)  # a failure carries what Triton says about it
-            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+            with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log):
                 typer.echo("Triton loads them, and every ensemble answers")
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
@@ -312,15 +312,27 @@ def repository_roll_out(
 def serve(
     repository: RepositoryOption = REPOSITORY,
     host: Annotated[str, typer.Option(envvar="SHELFWISE_HOST", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="SHELFWISE_GRPC_PORT", help="0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(envvar="SHELFWISE_METRICS_PORT", help="0 picks a free one.")] = 8002,
+    http: Annotated[
+        bool,
+        typer.Option("--http", envvar="SHELFWISE_HTTP", help="Listen for HTTP as well, for trusted callers."),
+    ] = False,
+    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="With --http; 0 picks one.")] = 8000,
     log_file: Annotated[
         Path | None, typer.Option(envvar="SHELFWISE_LOG_FILE", help="Triton's log; else stderr.")
     ] = None,
     grace: Annotated[float, typer.Option(envvar="SHELFWISE_GRACE", help="Seconds a stop waits for requests.")] = 30.0,
+    lame_duck: Annotated[
+        float,
+        typer.Option(min=0, envvar="SHELFWISE_LAME_DUCK", help="Seconds to answer on, readiness red, before a stop."),
+    ] = 0.0,
     model_control: Annotated[
         bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
+    ] = False,
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory", envvar="SHELFWISE_SHARED_MEMORY", help="Let callers register shared memory."),
     ] = False,
     triton_option: Annotated[
         list[str] | None,
@@ -329,28 +341,31 @@ def serve(
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Serve a model repository with Triton until SIGTERM or Ctrl-C.
+    """Serve a model repository with Triton until SIGTERM, Ctrl-C or the end of the terminal; restart what dies.
 
     With TLS or gated protocols among the Triton options, --ca and --header are what the readiness check needs.
     """
     from serving.environment import ServerEnvironmentError
+    from serving.foreground import serve as run_server
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
-    from serving.server import serve as run_server
 
-    server = TritonServer(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_file=log_file,
-        grace_seconds=grace,
-        model_control=model_control,
-        triton_options=triton_option or (),
-    )
     try:
-        status = run_server(server, credentials=_credentials(ca), headers=_headers(header))
+        server = TritonServer(
+            repository,
+            host=host,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            http_port=http_port if http else None,
+            log_file=log_file,
+            grace_seconds=grace,
+            model_control=model_control,
+            shared_memory=shared_memory,
+            triton_options=triton_option or (),
+            credentials=_credentials(ca),
+            headers=_headers(header),
+        )
+        status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(status)
@@ -358,9 +373,10 @@ def serve(
 
 @app.command()
 def ready(
+    model: Annotated[str | None, typer.Argument(help="One ensemble, or a step of some; by default all.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     repository: RepositoryOption = REPOSITORY,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for the whole check.")] = 10.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
@@ -368,7 +384,7 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, credentials=_credentials(ca), headers=_headers(header))
+        names = check(url, repository, timeout, model=model, credentials=_credentials(ca), headers=_headers(header))
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")

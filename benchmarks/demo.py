@@ -59,7 +59,7 @@ def main() -> None:
         rows += recipe_rows(load_bundle(arguments.bundle).config.metrics)
     log = arguments.output / "triton.log"
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
-    with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    with TritonServer(arguments.repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         with ShelfwiseClient(server.url, timeout=30.0) as client:
             metadata = client.server_metadata()
             print(f"{metadata.name} {metadata.version} is ready on {server.url}\n", flush=True)

@@ -47,7 +47,7 @@ def main() -> None:
     products = colour_products(open_feed(arguments.feed, detect_preset(arguments.feed)), "test")
     log = arguments.output / "triton-colours.log"
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
-    with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    with TritonServer(arguments.repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         with ShelfwiseClient(server.url, timeout=30.0) as client:
             start = time.perf_counter()
             answers = [client.match_colours(product.images, product.labels) for product in products]
