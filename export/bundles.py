@@ -11,13 +11,9 @@ from pathlib import Path
 
 from catalogue.feed import Feed
 from repository.release import digests
-from training.bundle import load_bundle, system_of
-from training.colour_bundle import load_colour_bundle
 
-from .categorize import categorizer_system
-from .match_colours import colour_matcher_system, colour_matcher_system_for_gpu
-from .precision import Runtime
-from .system import ExportReport, ExportTarget, ServedSystem, export_system
+from .system import ExportReport, ExportTarget, export_system
+from .systems import load_bundle
 
 
 def export_bundle(
@@ -44,20 +40,13 @@ def export_bundle(
         catalogue.feed.FeedError: the feed is broken, or has no product to calibrate on.
     """
     target = target or ExportTarget()
-    system = _system(bundle_folder, feed, target)
+    system, bundle = load_bundle(bundle_folder)
+    served = system.served(bundle, bundle_folder, target, feed)
     content = json.dumps(digests(bundle_folder)).encode()
     origin = {
         "bundle": str(bundle_folder),
         "bundle_sha256": hashlib.sha256(content).hexdigest(),
         "shelfwise": importlib.metadata.version("shelfwise"),
     }
-    system = replace(system, release={**system.release, **origin})
-    return export_system(system, repository, target, progress=progress)
-
-
-def _system(bundle_folder: Path, feed: Feed | None, target: ExportTarget) -> ServedSystem:
-    if system_of(bundle_folder) == "categorize":
-        return categorizer_system(load_bundle(bundle_folder), bundle_folder, target.runtime, feed)
-    if target.runtime is Runtime.GPU:
-        return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder, feed)
-    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime, feed)
+    served = replace(served, release={**served.release, **origin})
+    return export_system(served, repository, target, progress=progress)

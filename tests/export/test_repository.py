@@ -23,7 +23,7 @@ from repository.check import check_repository
 from repository.configs import model_configs, read_config, step_names
 from repository.publish import LOCK_FILE, rollback
 from repository.release import CURRENT, Release, current
-from training.bundle import load_bundle
+from training.categorize import CATEGORIZER
 
 
 def test_a_release_holds_what_its_models_read(categorize_bundle: Path, categorize_repository: Path) -> None:
@@ -53,13 +53,18 @@ def test_a_release_holds_what_its_models_read(categorize_bundle: Path, categoriz
 def test_neighbour_kl_is_the_divergence_from_the_soft_label(
     categorize_bundle: Path, categorize_repository: Path
 ) -> None:
-    bundle = load_bundle(categorize_bundle)
+    bundle = CATEGORIZER.load(categorize_bundle)
     inputs = real_inputs(bundle, bundle.samples)
     with torch.no_grad():
         logits = bundle.model(*(inputs[name] for name in inputs))
     q = torch.softmax(logits.double(), dim=1).numpy()
-    soft = np.zeros((len(bundle.taxonomy), len(bundle.taxonomy)))
-    np.put_along_axis(soft, bundle.neighbours.ids.long().numpy(), bundle.neighbours.weights.double().numpy(), axis=1)
+    soft = np.zeros((len(bundle.extras["labels.txt"]), len(bundle.extras["labels.txt"])))
+    np.put_along_axis(
+        soft,
+        bundle.extras["neighbours.safetensors"].ids.long().numpy(),
+        bundle.extras["neighbours.safetensors"].weights.double().numpy(),
+        axis=1,
+    )
     p = soft[q.argmax(1)]
     expected = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(q)), 0).sum(1)
 
