@@ -405,7 +405,6 @@ def match_colours(
     header: HeaderOption = None,
 ) -> None:
     """Ask a running server which colour label belongs to which photo."""
-    from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
     from client import TLS, ShelfwiseClient, ShelfwiseError
 
     texts = [label.strip() for label in labels.split(",")]
@@ -414,6 +413,8 @@ def match_colours(
         with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
             matches = client.match_colours(images, texts, one_to_one=one_to_one)
         if picture is not None:
+            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
+
             photos = zip(images, matches, strict=True)
             draw_colour_sheet(
                 [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture

@@ -21,8 +21,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from catalogue.atomic import sync
-
 from .configs import CONFIG_FILE, RepositoryError, is_ensemble, model_configs, read_config, step_names, write_config
 from .release import CURRENT, Release, digests, release_numbers
 
@@ -89,8 +87,8 @@ def publish(repository: Path, staged: Path, ensembles: Mapping[str, Mapping[str,
         published = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         Release(staged, number, before.number if before else None, published, described, files).save()
         for path in sorted(staged.rglob("*"), reverse=True):
-            sync(path)
-        sync(staged)
+            _sync(path)
+        _sync(staged)
         folder = repository / str(number)
         os.rename(staged, folder)
         point(link, folder)
@@ -130,7 +128,7 @@ def point(link: Path, target: Path) -> None:
     aside = link.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
     aside.symlink_to(os.path.relpath(target, link.parent))
     os.replace(aside, link)
-    sync(link.parent)
+    _sync(link.parent)
 
 
 def served_link(repository: Path, server: str) -> Path:
@@ -259,3 +257,12 @@ def _remove_rubbish(repository: Path) -> None:
             continue
         finally:
             os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Forces a file's, or a folder's, content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
@@ -204,7 +203,7 @@ class _Server:
         headers: Mapping[str, str] | None,
     ) -> None:
         self.url, self.timeout, self.headers = url, timeout, headers
-        self.client = InferenceServerClient(url, creds=credentials)
+        self.client = readiness.connect(url, credentials)
 
     def close(self) -> None:
         self.client.close()
