@@ -24,7 +24,10 @@ SERVING = Path(__file__).resolve().parent
 REQUIREMENTS = SERVING / "requirements.txt"
 CONSTRAINTS = SERVING / "constraints.txt"
 ENVIRONMENT_VARIABLE = "SHELFWISE_SERVER_ENV"
-DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+# In a checkout beside the project's own; an installed package has no folder to write to.
+CHECKOUT = (SERVING.parent / "pyproject.toml").is_file()
+DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server" if CHECKOUT else CACHE / "shelfwise" / "server"
 
 # numpy 1.26 has wheels up to Python 3.12, ONNX Runtime from 3.11 on; nvidia-pytriton has a stub for both.
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
@@ -86,7 +89,8 @@ class ServerEnvironment:
 def server_environment(root: Path | None = None) -> ServerEnvironment:
     """The environment to run Triton in, built when it is missing and completed when it is out of date.
 
-    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project.
+    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project, or to the
+    user's cache where the project is installed as a package.
     Raises EnvironmentBuildError, TritonMissing or LibpythonMissing.
     """
     if root is None:
