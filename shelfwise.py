@@ -19,7 +19,7 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -169,6 +169,10 @@ def export(
     gpu: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")
     ] = None,
+    form: Annotated[
+        Literal["ensemble", "single"],
+        typer.Option(help="Steps that Triton batches each, or all of them in one process, for one caller's latency."),
+    ] = "ensemble",
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
     ] = False,
@@ -187,7 +191,11 @@ def export(
 
     try:
         wanted = ExportTarget(
-            Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
+            Runtime(target),
+            Precision(precision) if precision else None,
+            tuple(gpu or ()),
+            version_compatible,
+            single=form == "single",
         )
         calibration = _open(feed, None, None, "skip") if feed else None
         report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)

@@ -44,6 +44,7 @@ def categorizer_system(
         ensemble=ENSEMBLE,
         graphs=categorizer_graphs(bundle, trim=target.runtime is not Runtime.TENSORRT),
         fused="categorizer",
+        single="product_categorizer",
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),

@@ -24,7 +24,7 @@ from repository.plans import TENSORRT, PlanRecord
 from repository.publish import publish, staging
 
 from .chain import Chain
-from .onnx_graphs import GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
+from .onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
@@ -67,6 +67,7 @@ class ServedSystem:
             own in its place. None: the graphs are the ensemble's steps.
         torch_models: its models that PyTorch serves, instead of a graph.
         precisions: what it can be served in, its default first; what the runtime can when empty.
+        single: the Python model that is all steps of the ensemble in one process. None: there is none.
     """
 
     ensemble: str
@@ -80,6 +81,7 @@ class ServedSystem:
     fused: str | None = None
     torch_models: Sequence[TorchModel] = ()
     precisions: Sequence[Precision] = ()
+    single: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class ExportTarget:
         precision: of the graphs that allow it; the runtime's default when None.
         generations: compute capabilities ("8.9") to build plans for without a GPU; empty: this machine's.
         version_compatible: plans that later TensorRT versions run as well.
+        single: all steps of the ensemble in one process, for one caller's latency on a CPU.
     """
 
     runtime: Runtime = Runtime.CPU
     precision: Precision | None = None
     generations: Sequence[str] = ()
     version_compatible: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ def export_system(
         repository.configs.RepositoryError: the repository cannot take it.
     """
     target = target or ExportTarget()
+    if target.single and (target.runtime is not Runtime.CPU or system.single is None):
+        raise ExportError(f"{system.ensemble} has no single form for {target.runtime.value}: export its ensemble")
     precision = choose_precision(target.runtime, target.precision, system.precisions)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
@@ -187,9 +193,13 @@ def export_system(
             (path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
         system.write_files(path)
+        if target.single:
+            progress(f"{system.single}: all steps in one process")
+            as_one_step(ensemble, str(system.single), staged)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
         (staged / system.ensemble / READINESS_FILE).write_text(readiness, encoding="utf-8")
         about = {"target": target.runtime.value, "precision": precision.value, **system.release}
+        about["form"] = "single" if target.single else "ensemble"
         release = publish(repository, staged, {system.ensemble: about})
     return ExportReport(repository, release.number, report.parity, report.bytes, report.precision, report.kept)
 
@@ -308,6 +318,28 @@ def split_step(system: ServedSystem) -> ModelConfig:
             names = [*graph.outputs, *([graph.names.output] if graph.names else [])]
             part.output_map.update({name: step.output_map.get(name, name) for name in names})
     return config
+
+
+def as_one_step(ensemble: ModelConfig, single: str, staged: Path) -> None:
+    """Puts one Python model in the place of all steps of a staged ensemble, with the files that they read.
+
+    A step's own model.py stands beside the model's as STEP.py.
+    """
+    names = step_names(ensemble)
+    first, last = ensemble.ensemble_scheduling.step[0], ensemble.ensemble_scheduling.step[-1]
+    copy_source(single, staged)
+    for name in names:
+        for file in (staged / name / "1").iterdir():
+            own = f"{name}.py" if file.name == "model.py" else file.name
+            file.rename(staged / single / "1" / own)
+        shutil.rmtree(staged / name)
+    whole = ModelConfig()
+    whole.CopyFrom(ensemble)
+    del whole.ensemble_scheduling.step[:]
+    step = whole.ensemble_scheduling.step.add(model_name=single, model_version=-1)
+    step.input_map.update(first.input_map)
+    step.output_map.update(last.output_map)
+    write_config(whole, staged / ensemble.name)
 
 
 def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool) -> None:
