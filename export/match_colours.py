@@ -1,4 +1,4 @@
-"""A colour matcher's bundle as a new version of the ensemble `match_colours`: one graph, gate, files, release.
+"""A colour matcher's bundle as the ensemble `match_colours`: one graph, gate, files, release.
 
 Both towers and the matcher are one ONNX graph over ragged batches: photos and labels of all products one after the
 other, as Triton's ragged batching hands them over, and a mask that says how many of them each product has. The towers
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,15 @@ from catalogue.images import decode_image
 from catalogue.product import Product, Split
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
-from training.colour_bundle import ColourMatcherBundle
+from repository.configs import SOURCE, read_config
+from training.match_colours import ColourMatcherBundle, ColourRecipe, ColourSettings, sample_groups
 
 from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
 from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
-from .repository import SOURCE, read_config
-from .system import ServedSystem, TorchModel
+from .system import ExportTarget, ServedSystem, TorchModel, copy_module
+from .systems import System
 
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
@@ -102,17 +104,29 @@ class ServedColourMatcher(nn.Module):
 
 
 def colour_matcher_system(
-    bundle: ColourMatcherBundle, bundle_folder: Path, runtime: Runtime, feed: Feed | None = None
+    bundle: ColourMatcherBundle, bundle_folder: Path, target: ExportTarget, feed: Feed | None = None
 ) -> ServedSystem:
-    """What there is to export of a colour matcher for a runtime; arguments as in `export.bundles.export_bundle`."""
-    products = [(photos_of(group), labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+    """What there is to export of a colour matcher for a target; arguments as in `export.bundles.export_bundle`.
+
+    Raises:
+        ExportError: a GPU is to run it, and the fused matcher does not have this one.
+    """
+    system = _colour_matcher_graph(bundle, bundle_folder, target, feed)
+    return _on_the_fused_matcher(system, bundle) if target.runtime is Runtime.GPU else system
+
+
+def _colour_matcher_graph(
+    bundle: ColourMatcherBundle, bundle_folder: Path, target: ExportTarget, feed: Feed | None
+) -> ServedSystem:
+    groups = sample_groups(bundle.samples)
+    products = [(photos_of(group), labels) for group in groups for labels in ways_to_ask(bundle, group)]
     inputs = [real_inputs(bundle, batch) for batch in [*([product] for product in products), *full_batches(products)]]
     calibration = inputs
     if feed is not None:
         train, val = products_of(feed, "train", CALIBRATION_PRODUCTS), products_of(feed, "val", PARITY_PRODUCTS)
         calibration = [real_inputs(bundle, batch) for batch in full_batches(train)]
         inputs = [*inputs, *(real_inputs(bundle, batch) for batch in full_batches(val))]
-    graph = colour_graph(bundle, trim=runtime is not Runtime.TENSORRT)
+    graph = colour_graph(bundle, trim=target.runtime is not Runtime.TENSORRT)
     pixels, tokens = (graph.inputs[name] for name in ("pixel_values", "input_ids"))
     return ServedSystem(
         ensemble=ENSEMBLE,
@@ -120,7 +134,7 @@ def colour_matcher_system(
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
-        readiness=[readiness_request(product) for product in bundle.samples[:READINESS_REQUESTS]],
+        readiness=[readiness_request(product) for product in groups[:READINESS_REQUESTS]],
         release={
             "trained_on": bundle.config.training.get("feed"),
             "stage": bundle.config.metrics.get("served"),
@@ -134,15 +148,8 @@ def colour_matcher_system(
     )
 
 
-def colour_matcher_system_for_gpu(
-    bundle: ColourMatcherBundle, bundle_folder: Path, feed: Feed | None = None
-) -> ServedSystem:
-    """What there is to export where the fused matcher serves: a Python model with the graph's inputs and outputs.
-
-    Raises:
-        ExportError: the fused matcher does not have this one.
-    """
-    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU, feed)
+def _on_the_fused_matcher(system: ServedSystem, bundle: ColourMatcherBundle) -> ServedSystem:
+    """A system whose matcher is a Python model with the graph's inputs and outputs."""
     [graph] = system.graphs
     try:
         bundle.model.head.matcher.packed_weights()
@@ -228,7 +235,7 @@ def pair_present(sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[list[str]]:
     """A product's labels: its own, and with all other colours of the bundle as further ones."""
-    every = sorted({product.entities["base_colour"] for group in bundle.samples for product in group})
+    every = sorted({product.entities["base_colour"] for product in bundle.samples})
     own = [product.entities["base_colour"] for product in group]
     return [own, [*own, *(colour for colour in every if colour not in own)]]
 
@@ -281,8 +288,8 @@ def _totals(elements: int, usual: int, most: int) -> tuple[int, int, int]:
 
 def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     prepare = path("prepare_colours")
-    shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
-    shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
+    copy_module(catalogue.images, prepare)
+    copy_module(catalogue.colour_labels, prepare)
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
     tower = bundle.config.image_encoder
     sizes = {
@@ -292,4 +299,30 @@ def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path:
         "rooms": ROOMS,
     }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
-    shutil.copyfile(models.assignment.__file__, path("assign_colours") / "assignment.py")
+    copy_module(models.assignment, path("assign_colours"))
+
+
+def report_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of a bundle, a line a stage and kind of product."""
+    lines = [f"{'share of photos / of whole products right':44} {'arg-max':17} {'one-to-one':17}"]
+    for stage, reports in metrics.items():
+        if isinstance(reports, dict):
+            served = " (served)" if stage == metrics["served"] else ""
+            for kind, report in reports.items():
+                figures = [
+                    f"{report[d]['images']:.4f} / {report[d]['products']:.4f}" for d in ("arg_max", "one_to_one")
+                ]
+                lines.append(
+                    f"{stage + served:16} {kind:27} {figures[0]:17} {figures[1]:17} ({report['products']} products)"
+                )
+    return lines
+
+
+MATCH_COLOURS = System(
+    "match-colours",
+    ColourSettings,
+    ColourRecipe,
+    served=colour_matcher_system,
+    report=report_lines,
+    demo="benchmarks.demos.match_colours:demonstrate",
+)

@@ -1,29 +1,35 @@
-"""The categorizer's two trainings: a head on frozen encoders (the published recipe), and the whole network end to end.
+"""The categorizer's three trainings: encoders by contrast, a head on frozen encoders, the whole network end to end.
 
-Both drop a modality at random, so that a product without an image or without a title is nothing new to the head.  The
-head alone sees cached embeddings: an epoch over them takes seconds, whatever the encoders cost.
+contrastive   both encoders on (image, title) pairs, CLIP's objective over the pairs of all processes
+head          on cached embeddings (the published recipe): an epoch takes seconds, whatever the encoders cost
+finetune      encoders and head together
+
+The last two drop a modality at random, so that a product without an image or a title is nothing new to the head.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead
+from models.encoders import ImageEncoder
+from models.two_towers import TwoTowers
 
-from .embeddings import Embeddings, embed_examples
-from .examples import AugmentedPairs, BatchRequest, Examples
+from .contrastive import TowersTask
+from .embeddings import CachedEmbeddings, Embeddings, embed_examples
+from .examples import AugmentedPairs, Examples
 from .feature_codes import FeatureCodes
 from .labels import LabelScheme, NeighbourTable
 from .losses import LabelLoss, code_loss
 from .metrics import CategoryMetrics, CategoryReport
-from .train import Batch
+from .train import Batch, Losses, Model, Task
 
 MODALITIES = ("image + title", "image", "title")
 TOKEN_DROPOUT = 0.1
@@ -91,12 +97,16 @@ class CategoryEvaluator:
         self.new_metrics = new_metrics
 
     @torch.no_grad()
-    def reports(self, head: CategoryHead, embeddings: Embeddings) -> dict[str, CategoryReport]:
-        """A report per modality; rows that lack the modality asked for are left out."""
+    def reports(
+        self, head: CategoryHead, embeddings: Embeddings, among: np.ndarray | None = None
+    ) -> dict[str, CategoryReport]:
+        """A report per modality; rows that lack the modality asked for, or are not `among` [M] bool, are left out."""
         reports = {}
         for modality in MODALITIES:
             use_image, use_title = "image" in modality, "title" in modality
             rows = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.labels.device)
+            if among is not None:
+                rows &= torch.from_numpy(among).to(rows.device)
             if use_image:
                 rows &= embeddings.image_present[:, 0]
             if use_title:
@@ -125,25 +135,81 @@ class CategoryEvaluator:
         }
 
 
-class CachedEmbeddings(Dataset[Batch]):
-    """Batches sliced from embeddings in memory, on the device where they are."""
+class ContrastiveTask(TowersTask[ImageEncoder]):
+    """Trains two towers on the pairs of the training split."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
-        self.embeddings = embeddings
+    def __init__(self, model: TwoTowers[ImageEncoder], examples: Examples) -> None:
+        super().__init__()
+        self.model = model
+        self.examples = examples
+        self.dataset = AugmentedPairs(examples, examples.paired_rows("train"))
 
-    def __len__(self) -> int:
-        return len(self.embeddings)
+    def evaluate(self) -> dict[str, float]:
+        """Image-to-text recall at 1 and 5 among 100 validation pairs, averaged over as many hundreds as there are."""
+        rows = self.examples.paired_rows("val")
+        rows = rows[np.random.default_rng(0).permutation(len(rows))][: 100 * max(1, len(rows) // 100)]
+        if not len(rows):
+            return {}
+        embeddings = embed_examples(self.model.image_encoder, self.model.text_encoder, self.examples, rows)
+        hundreds = zip(embeddings.image_embeds.split(100), embeddings.text_embeds.split(100), strict=True)
+        recalls = torch.stack([recall_of_pairs(images, texts, at=(1, 5)) for images, texts in hundreds])
+        recall_at_1, recall_at_5 = recalls.mean(0).tolist()
+        return {"recall_at_1_of_100": recall_at_1, "recall_at_5_of_100": recall_at_5}
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
-        """image_embeds, text_embeds [B, D], image_present, text_present [B, 1] bool, labels [B]."""
-        rows = torch.from_numpy(np.sort(request.rows)).to(self.embeddings.labels.device)
-        return {name: getattr(self.embeddings, name)[rows] for name in Embeddings.__dataclass_fields__}
+
+def recall_of_pairs(image_embeds: Tensor, text_embeds: Tensor, at: tuple[int, ...]) -> Tensor:
+    """Shares of N images whose own text is among the k nearest of the N texts, a share for each k.
+
+    Args:
+        image_embeds, text_embeds: [N, D], unit length; row i of both is the same product.
+        at: the k.
+    """
+    cosines = image_embeds @ text_embeds.T
+    rank = (cosines > cosines.diagonal()[:, None]).sum(1)
+    return torch.stack([(rank < k).float().mean() for k in at])
 
 
-class HeadTask:
+class CategoryTask(Task[Model]):
+    """What training the head and training the whole network have in common: the objective on logits.
+
+    `inputs` names what of a batch the model takes before the two marks of presence.
+    """
+
+    inputs: tuple[str, ...]
+
+    def __init__(self, objective: CategoryObjective, evaluator: CategoryEvaluator, dropout: ModalityDropout) -> None:
+        super().__init__()
+        self.objective = objective
+        self.evaluator = evaluator
+        self.dropout = dropout
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets the targets of the epoch."""
+        self.objective.start_epoch(epoch)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Logits of a batch that lost modalities at random."""
+        present = self.dropout.apply(batch["image_present"], batch["text_present"])
+        return {"logits": model(*(batch[name] for name in self.inputs), *present)}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The objective."""
+        return {"objective": self.objective(outputs["logits"], batch["labels"])}
+
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracy of every modality on the validation split."""
+        return self.evaluator.accuracies(*self.held_out())
+
+    @abstractmethod
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head, and embeddings of the validation split."""
+
+
+class HeadTask(CategoryTask[CategoryHead]):
     """Trains the head alone, on embeddings of frozen encoders."""
 
     name = "head"
+    inputs = ("image_embeds", "text_embeds")
 
     def __init__(
         self,
@@ -154,32 +220,21 @@ class HeadTask:
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
+        super().__init__(objective, evaluator, dropout)
         self.model = head
         self.dataset = CachedEmbeddings(train)
         self.validation = validation
-        self.objective = objective
-        self.evaluator = evaluator
-        self.dropout = dropout
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the targets of the epoch."""
-        self.objective.start_epoch(epoch)
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one batch of embeddings."""
-        image_present, text_present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        logits = model(batch["image_embeds"], batch["text_embeds"], image_present, text_present)
-        return self.objective(logits, batch["labels"]), {}
-
-    def evaluate(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy of every modality on the validation split."""
-        return self.evaluator.accuracies(self.model, self.validation)
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head and the embeddings that it was given."""
+        return self.model, self.validation
 
 
-class FineTuneTask:
+class FineTuneTask(CategoryTask[Categorizer]):
     """Trains encoders and head together."""
 
     name = "finetune"
+    inputs = ("pixel_values", "input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -189,26 +244,12 @@ class FineTuneTask:
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
+        super().__init__(objective, evaluator, dropout)
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.rows("train"), token_dropout=TOKEN_DROPOUT)
-        self.objective = objective
-        self.evaluator = evaluator
-        self.dropout = dropout
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the targets of the epoch."""
-        self.objective.start_epoch(epoch)
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one batch of images and titles."""
-        image_present, text_present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        logits = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], image_present, text_present)
-        return self.objective(logits, batch["labels"]), {}
-
-    def evaluate(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy of every modality on the validation split."""
-        embeddings = embed_examples(
-            self.model.image_encoder, self.model.text_encoder, self.examples, self.examples.rows("val")
-        )
-        return self.evaluator.accuracies(self.model.head, embeddings)
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head, and what the encoders make of the validation split now."""
+        encoders = self.model.image_encoder, self.model.text_encoder
+        return self.model.head, embed_examples(*encoders, self.examples, self.examples.rows("val"))

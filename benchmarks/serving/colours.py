@@ -22,21 +22,27 @@ import onnxruntime
 
 from benchmarks import results
 from benchmarks.serving import triton_statistics
-from catalogue.colour_groups import colour_variant
 from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
 from catalogue.colour_words import CHINESE
 from catalogue.feed import open_feed
 from catalogue.images import decode_image
-from catalogue.product import Product
 from client import ShelfwiseClient
 from export.bundles import export_bundle
 from export.match_colours import pair_present
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.tokenizer import encode
+from repository.release import RELEASE_FILE, current
 from serving.server import TritonServer
-from training.colour_bundle import ColourMatcherBundle, ColourMatcherConfig, save_colour_bundle
-from training.match_colours import ColourSettings, colour_towers, label_tokenizer
+from training.match_colours import (
+    COLOUR_MATCHER,
+    ColourMatcherBundle,
+    ColourMatcherConfig,
+    ColourSettings,
+    colour_towers,
+    label_tokenizer,
+    sample_groups,
+)
 
 SIZES = ((1, 2), (2, 2), (4, 4), (8, 8), (8, 16), (16, 16), (32, 64), (128, 256))
 QUICK_SIZES = ((2, 2), (8, 16))
@@ -52,12 +58,12 @@ def main(quick: bool, output: Path) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = untrained_bundle(Path(folder))
-        repository = Path(folder) / "model_repository"
-        export_bundle(Path(folder) / "bundle", repository)
+        export_bundle(Path(folder) / "bundle", Path(folder) / "repository")
+        repository = current(Path(folder) / "repository")
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
-        photos = [product.images[0] for sample in bundle.samples for product in sample]
+        photos = [product.images[0] for product in bundle.samples]
         log = Path(folder) / "triton.log"
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             with ShelfwiseClient(server.url, timeout=60.0) as client:
                 for n, m in QUICK_SIZES if quick else SIZES:
                     row = measure(client, session, bundle, [photos[i % len(photos)] for i in range(n)], m, quick)
@@ -65,9 +71,10 @@ def main(quick: bool, output: Path) -> None:
                     rows.append(row)
                 rows += broken_down(client, server, [photos[i] for i in range(BROKEN_DOWN[0])], BROKEN_DOWN[1], quick)
             rows.append({"matcher": "dynamic batches", **mixed(server, photos, quick)})
+        (repository / RELEASE_FILE).unlink()  # a configuration is changed
         config = repository / MATCHER / "config.pbtxt"
         config.write_text(config.read_text().replace("dynamic_batching { }", ""))
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             rows.append({"matcher": "one request at a time", **mixed(server, photos, quick)})
         print(*rows[-2:], sep="\n")
     results.write("serving-colours", rows, ("torch", "onnxruntime", "tritonclient", "numpy"), output)
@@ -76,11 +83,7 @@ def main(quick: bool, output: Path) -> None:
 def untrained_bundle(folder: Path) -> ColourMatcherBundle:
     """A bundle of the recipe's architecture with random weights, saved to `folder`/bundle."""
     generate_colour_sample(folder / "colours.parquet", products=16)
-    groups: dict[str, list[Product]] = {}
-    for product in open_feed(folder / "colours.parquet"):
-        variant = colour_variant(product)
-        assert variant is not None
-        groups.setdefault(variant.group, []).append(product)
+    groups = sample_groups(list(open_feed(folder / "colours.parquet")))
     settings = ColourSettings()
     tokenizer = label_tokenizer(sorted(CHINESE), settings, clean_labels)
     towers = colour_towers(settings, tokenizer)
@@ -88,8 +91,8 @@ def untrained_bundle(folder: Path) -> ColourMatcherBundle:
     config = ColourMatcherConfig(
         image_encoder=model.image_encoder.config, text_encoder=model.text_encoder.config, matcher=settings.matcher
     )
-    bundle = ColourMatcherBundle(config, model, tokenizer, list(groups.values()))
-    save_colour_bundle(folder / "bundle", bundle)
+    bundle = ColourMatcherBundle(config, model, tokenizer, [product for group in groups for product in group])
+    COLOUR_MATCHER.save(folder / "bundle", bundle)
     return bundle
 
 

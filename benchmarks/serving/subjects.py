@@ -36,8 +36,8 @@ from models.encoders import (
     small_text_encoder,
 )
 from models.tokenizer import set_length, train_tokenizer
-from training.bundle import CategorizerBundle, CategorizerConfig, save_bundle
-from training.categorize import SERVED_TOP_K
+from repository.release import current
+from training.categorize import CATEGORIZER, SERVED_TOP_K, CategorizerBundle, CategorizerConfig
 from training.labels import neighbour_semantic, neighbours_of_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ SOURCES = (
     "export",
     "model_repository",
     "models",
+    "repository",
     "training/bundle.py",
 )
 PRODUCTS = 64
@@ -58,7 +59,7 @@ SHARPNESS = 20.0
 
 @dataclass(frozen=True)
 class Subject:
-    """An exported repository and the products to ask it about, each with an image and a title."""
+    """An exported release and the products to ask it about, each with an image and a title."""
 
     name: str
     repository: Path
@@ -113,10 +114,10 @@ def subject(name: str) -> Subject:
     if not (folder / "complete").exists():
         for outdated in folder.parent.glob(f"{short}-*"):
             shutil.rmtree(outdated)
-        save_bundle(folder / "bundle", random_bundle(name, products))
-        export_bundle(folder / "bundle", folder / "model_repository")
+        CATEGORIZER.save(folder / "bundle", random_bundle(name, products))
+        export_bundle(folder / "bundle", folder / "repository")
         (folder / "complete").touch()
-    return Subject(name, folder / "model_repository", folder / "bundle", products)
+    return Subject(name, current(folder / "repository"), folder / "bundle", products)
 
 
 def random_bundle(name: str, products: list[Product]) -> CategorizerBundle:
@@ -140,9 +141,13 @@ def random_bundle(name: str, products: list[Product]) -> CategorizerBundle:
         ),
         Categorizer(image_encoder, text_encoder, head).eval(),
         set_length(tokenizer, text_encoder.config.max_length),
-        Taxonomy.from_paths(paths),
-        neighbour_semantic(neighbours_of_embeddings(torch.from_numpy(embeddings)), "share"),
         products[:8],
+        {
+            "labels.txt": Taxonomy.from_paths(paths),
+            "neighbours.safetensors": neighbour_semantic(
+                neighbours_of_embeddings(torch.from_numpy(embeddings)), "share"
+            ),
+        },
     )
 
 

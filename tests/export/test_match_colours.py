@@ -25,22 +25,22 @@ from export.match_colours import (
     Asked,
     ServedColourMatcher,
     colour_matcher_system,
-    colour_matcher_system_for_gpu,
     real_inputs,
 )
 from export.onnx_graphs import ExportError
 from export.parity import ParityError
 from export.precision import Precision, Runtime
-from export.repository import published_versions
 from export.system import ExportTarget
 from models.colour_matcher import ColourMatcher
 from models.matcher import Matcher, MatcherConfig
-from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from repository.publish import LOCK_FILE
+from repository.release import release_numbers
+from training.match_colours import COLOUR_MATCHER, ColourMatcherBundle, sample_groups
 
 
 def asked_about(bundle: ColourMatcherBundle, sizes: Sequence[tuple[int, int]]) -> list[Asked]:
     """Products of the given numbers of photos and labels, put together from real photos and colours."""
-    every = [product for sample in bundle.samples for product in sample]
+    every = bundle.samples
     names = [product.entities["base_colour"] for product in every]
     return [
         (
@@ -74,7 +74,7 @@ def model_answers(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> list[n
 def test_graph_answers_as_the_model_for_products_of_any_size_in_one_batch(
     colour_bundle: Path, colour_repository: Path, sizes: list[tuple[int, int]]
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     session = onnxruntime.InferenceSession(colour_repository / "colour_matcher" / "1" / "model.onnx")
     asked = asked_about(bundle, sizes)
     inputs = {name: tensor.numpy() for name, tensor in real_inputs(bundle, asked).items()}
@@ -89,7 +89,7 @@ def test_graph_answers_as_the_model_for_products_of_any_size_in_one_batch(
 def test_a_product_is_answered_as_alone_in_a_batch_of_64_in_any_order_and_room(
     colour_bundle: Path, colour_repository: Path
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     session = onnxruntime.InferenceSession(colour_repository / "colour_matcher" / "1" / "model.onnx")
     asked = asked_about(bundle, [(1 + number % 5, 1 + number % 5 + number % 7) for number in range(63)])
     large = asked_about(bundle, [(17, 33)])
@@ -107,7 +107,7 @@ def test_a_product_is_answered_as_alone_in_a_batch_of_64_in_any_order_and_room(
 
 
 def test_graph_for_tensorrt_answers_the_same_in_all_the_room_there_is(colour_bundle: Path) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     inputs = real_inputs(bundle, asked_about(bundle, [(2, 3), (1, 1), (4, 6)]))
     with torch.no_grad():
         whole = ServedColourMatcher(bundle.model, trim=False)(**inputs)
@@ -121,7 +121,7 @@ def test_graph_for_tensorrt_answers_the_same_in_all_the_room_there_is(colour_bun
 def test_fused_matcher_for_a_gpu_answers_as_the_model_in_ragged_batches(
     colour_bundle: Path, fused_repository: Path
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     folder = fused_repository / "colour_matcher" / "1"
     report = json.loads((folder / "report.json").read_text())
     assert report["precision"] == "bf16"
@@ -153,14 +153,14 @@ def test_fused_matcher_that_answers_differently_is_not_published(
     monkeypatch.setattr(match_colours, "save_fused", spoil)
     with pytest.raises(ParityError, match=r"colour_matcher: the Python model differs from PyTorch: probability"):
         export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU))
-    assert published_versions(tmp_path / "repository", "match_colours") == []
+    assert release_numbers(tmp_path / "repository") == []
 
 
 def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path, tmp_path: Path) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     bundle.model.head.matcher = Matcher(MatcherConfig(edge="dot_product"))
     with pytest.raises(ExportError, match="the fused matcher cannot serve it: no packed weights"):
-        colour_matcher_system_for_gpu(bundle, colour_bundle)
+        colour_matcher_system(bundle, colour_bundle, ExportTarget(Runtime.GPU))
     with pytest.raises(ExportError, match="target gpu runs bf16, fp32, not fp16"):
         export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU, Precision.FP16))
 
@@ -168,9 +168,9 @@ def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path,
 def test_a_feed_calibrates_on_its_training_split_and_its_validation_split_passes_the_gate(
     colour_bundle: Path, colour_feed: Path
 ) -> None:
-    bundle, feed = load_colour_bundle(colour_bundle), open_feed(colour_feed)
-    alone = colour_matcher_system(bundle, colour_bundle, Runtime.CPU)
-    system = colour_matcher_system(bundle, colour_bundle, Runtime.CPU, feed)
+    bundle, feed = COLOUR_MATCHER.load(colour_bundle), open_feed(colour_feed)
+    alone = colour_matcher_system(bundle, colour_bundle, ExportTarget())
+    system = colour_matcher_system(bundle, colour_bundle, ExportTarget(), feed)
 
     def answers(inputs: Sequence[Mapping[str, torch.Tensor]]) -> int:
         return sum(int(batch["pair_present"].any(2).sum()) for batch in inputs)
@@ -182,7 +182,7 @@ def test_a_feed_calibrates_on_its_training_split_and_its_validation_split_passes
 
 
 def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Path, tmp_path: Path) -> None:
-    products = [product for sample in load_colour_bundle(colour_bundle).samples[:1] for product in sample[:1]]
+    products = COLOUR_MATCHER.load(colour_bundle).samples[:1]
     write_feed(tmp_path / "feed.parquet", products)
     with pytest.raises(FeedError, match="no product in two colours in split 'train'"):
         export_bundle(colour_bundle, tmp_path / "repository", feed=open_feed(tmp_path / "feed.parquet"))
@@ -191,7 +191,8 @@ def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Pa
 def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Path, colour_repository: Path) -> None:
     root = Path(shelfwise.__file__).parent
     for model, name, source in (
-        ("prepare_colours", "images.py", "catalogue/images.py"),
+        ("prepare_colours", "images/__init__.py", "catalogue/images/__init__.py"),
+        ("prepare_colours", "images/raster.py", "catalogue/images/raster.py"),
         ("prepare_colours", "colour_labels.py", "catalogue/colour_labels.py"),
         ("assign_colours", "assignment.py", "models/assignment.py"),
     ):
@@ -199,10 +200,9 @@ def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Pa
     tokenizer = (colour_repository / "prepare_colours" / "1" / "tokenizer.json").read_bytes()
     assert tokenizer == (colour_bundle / "tokenizer.json").read_bytes()
     requests = json.loads((colour_repository / "match_colours" / "readiness.json").read_text())
-    sample = load_colour_bundle(colour_bundle).samples[0]
+    sample = sample_groups(COLOUR_MATCHER.load(colour_bundle).samples)[0]
     assert [base64.b64decode(image) for image in requests[0]["images"]] == [product.images[0] for product in sample]
     assert requests[0]["labels"] == [product.entities["base_colour"] for product in sample]
-    assert published_versions(colour_repository, "match_colours") == [1]
     report = json.loads((colour_repository / "colour_matcher" / "1" / "report.json").read_text())
     assert report["parity"][0]["difference"] <= 1e-4
 
@@ -215,5 +215,5 @@ def test_a_graph_that_answers_differently_is_not_published(colour_bundle: Path, 
     save_file(state, bundle / "model.safetensors")
     with pytest.raises(ParityError, match=r"colour_matcher: .*probability"):
         export_bundle(bundle, repository)
-    assert published_versions(repository, "match_colours") == []
-    assert not (repository / "colour_matcher").exists()
+    assert release_numbers(repository) == []
+    assert [path.name for path in repository.iterdir()] == [LOCK_FILE], "what was staged is removed"
