@@ -110,7 +110,7 @@ class EfficientNetLite(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """[B, 3, H, W] -> last_hidden_state [B, 1280, H / 32, W / 32], pooler_output [B, 1280]; sides rounded up."""
-        # On a CPU in float32: oneDNN's bfloat16 gradient of a convolution by channel takes twice as long (torch 2.13, AMX).
+        # On a CPU always float32: bfloat16 gradients of convolutions by channel take twice as long (torch 2.13, AMX).
         with torch.autocast("cpu", enabled=False):
             hidden = F.relu6(self.bn0(self.conv_stem(pixel_values)))
             for block in self.blocks:

@@ -76,7 +76,7 @@ from .sentence_encoder import SentenceEncoder, packaged_sentence_encoder
 from .settings import Settings, TrainConfig
 
 SERVED_TOP_K = 20
-IMAGENET_SIZE = (112, 84)  # of photos of 80x60, whose shape it keeps: a network of five strides needs the pixels
+PRETRAINED_SIZE = (112, 84)  # small, and still some patches of a network that was trained on 224
 
 
 class CategorizeSettings(Settings):
@@ -116,7 +116,7 @@ class CategorizeSettings(Settings):
     @property
     def suitable_size(self) -> tuple[int, int]:
         """Height and width of images where none is set."""
-        return IMAGENET_SIZE if self.imagenet else super().suitable_size
+        return PRETRAINED_SIZE if self.imagenet or self.image_checkpoint else super().suitable_size
 
 
 class CategorizerConfig(BundleConfig):
@@ -197,6 +197,7 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
             raise FeedError(f"{store.feed} has no product with a category in the training split")
         self.has_pairs = len(self.examples.paired_rows("train")) > 0
         self.ways = ways_of(self.examples)
+        self.embedded: tuple[Categorizer, Split, Embeddings] | None = None
         if settings.image_tower == "imagenet" and settings.image_checkpoint is None and not settings.imagenet:
             self.notes.append(f"the package {PACKAGE} is not installed: the image encoder is trained from scratch")
         if not (self.has_pairs or settings.image_checkpoint or settings.finetune.epochs):
@@ -284,8 +285,12 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         return measured
 
     def embed(self, model: Categorizer, split: Split) -> Embeddings:
-        """Embeddings of a split's examples."""
-        return embed_examples(model.image_encoder, model.text_encoder, self.examples, self.examples.rows(split))
+        """Embeddings of a split's examples by a model that is trained; the last ones are kept."""
+        if self.embedded is None or self.embedded[:2] != (model, split):
+            rows = self.examples.rows(split)
+            embeddings = embed_examples(model.image_encoder, model.text_encoder, self.examples, rows)
+            self.embedded = model, split, embeddings
+        return self.embedded[2]
 
     def config(self, model: Categorizer) -> CategorizerConfig:
         """Architecture of the bundle."""
