@@ -24,7 +24,7 @@ from client import (
     ServerUnavailable,
     ShelfwiseClient,
     ShelfwiseError,
-    transport,
+    engine,
 )
 from serving.environment import free_ports
 from serving.server import TritonServer
@@ -127,7 +127,7 @@ def test_unavailable_is_retried_with_growing_pauses_and_the_rest_of_the_deadline
         longest_pauses.append(most)
         return most
 
-    monkeypatch.setattr(transport.random, "uniform", pause)
+    monkeypatch.setattr(engine.random, "uniform", pause)
     arrivals: list[float] = []
     remaining: list[float] = []
 

@@ -22,7 +22,7 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
-from client.client import MAX_REQUEST_BYTES
+from client.stream import MAX_REQUEST_BYTES
 from serving.environment import free_ports
 from serving.server import TritonServer
 from tests.triton_state import CANCELLATION_SECONDS, pending_requests, wait_for
