@@ -165,12 +165,13 @@ async def stream(
     first = read = answered = failed = lost = 0
     try:
         while True:
-            while len(pending) < flow.in_flight and (batch := await _take(source, flow.batch_size)):
+            given_up = lost >= flow.give_up_after
+            while not given_up and len(pending) < flow.in_flight and (batch := await _take(source, flow.batch_size)):
                 pending[engine.runtime.start(_answer_batch(engine, call, batch, flow.timeout))] = read
                 read += len(batch)
             for number, answer in enumerate(answers, first):  # while the next requests are on their way
                 yield number, answer
-            if lost >= flow.give_up_after:
+            if given_up:
                 raise ServerUnavailable(f"{lost} requests in a row found no server, the last: {answers[-1]}")
             if not pending:
                 return

@@ -50,7 +50,9 @@ def found(query: str, image: bytes) -> dict[str, Any]:
 
 # Name of a call, its options, and pairs of an item and the answer to it as a dictionary.
 CALLS: list[tuple[str, dict[str, Any], list[tuple[Any, Any]]]] = [
-    ("categorize", {"k": 3}, [((b"12", "shoe"), categories(b"12", "shoe")), ((None, "schön"), categories(b"", "schön"))]),
+    ("categorize", {"k": 3}, [
+        ((b"12", "shoe"), categories(b"12", "shoe")), ((None, "schön"), categories(b"", "schön"))
+    ]),
     *(
         ("match_colours", {"one_to_one": one}, [
             (([b"1"], ["a", "红"]), matches([b"1"], ["a", "红"], one_to_one=one)),

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from client import (
 )
 from serving.environment import free_ports
 from serving.server import TritonServer
+from tests.triton_state import wait_for
 
 from .conftest import REPOSITORY
 
@@ -241,21 +243,67 @@ def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: Tri
         client.categorize(title="a")
 
 
-def test_interrupt_from_the_keyboard_ends_a_call(client: ShelfwiseClient) -> None:
-    ended = threading.Event()
+INTERRUPTED = """
+import sys
+from client import ShelfwiseClient
 
-    def interrupt() -> None:
-        while not ended.wait(1.5):  # again if need be: Python loses one that meets it in a destructor
-            os.kill(os.getpid(), signal.SIGINT)
+def titles():
+    yield None, "a"
+    yield None, f"gate {sys.argv[2]}"
 
-    sender = threading.Thread(target=interrupt)
-    sender.start()
+with ShelfwiseClient(sys.argv[1], timeout=60) as client:
     try:
-        with pytest.raises(KeyboardInterrupt):  # before the answer
-            client.categorize(title="sleep 4", timeout=10)
-    finally:
-        ended.set()
-        sender.join()
+        if sys.argv[3] == "call":
+            client.categorize(title=f"gate {sys.argv[2]}")
+        else:
+            list(client.categorize_many(titles(), k=1, batch_size=1))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("asking", ["call", "stream"])
+def test_interrupt_from_the_keyboard_ends_a_call(scripted_server: TritonServer, tmp_path: Path, asking: str) -> None:
+    gate = tmp_path / "gate"
+    command = [sys.executable, "-c", INTERRUPTED, scripted_server.url, str(gate), asking]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        wait_for(gate.with_suffix(".entered").exists)  # the server is at work on it
+        caller.send_signal(signal.SIGINT)
+        output, _ = caller.communicate(timeout=30)  # before the gate opens
+        gate.with_suffix(".open").touch()
+    assert (output, caller.returncode) == ("interrupted\n", 0)
+
+
+def test_loopback_is_asked_directly_whatever_proxy_the_environment_names(scripted_server: TritonServer) -> None:
+    (nobody,) = free_ports("127.0.0.1", 1)
+    proxy = f"http://127.0.0.1:{nobody}"
+    program = "import sys; from client import ShelfwiseClient; print(ShelfwiseClient(sys.argv[1]).is_ready())"
+    port = scripted_server.url.rpartition(":")[2]
+    for url in (scripted_server.url, f"localhost:{port}", f"ipv4:{scripted_server.url}", scripted_server.http_url):
+        answer = subprocess.run(
+            [sys.executable, "-c", program, url],
+            env=os.environ | {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert answer.stdout == "True\n", url
+
+
+def test_model_whose_process_is_being_started_again_is_asked_again(grpc_server: Callable) -> None:
+    arrived = itertools.count(1)
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> None:
+        if next(arrived) < 4:
+            context.abort(
+                grpc.StatusCode.INTERNAL,
+                "Failed to process the request(s) for model instance 'categorize_0_0', message: Stub process "
+                "'categorize_0_0' is not healthy.",
+            )
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "reached")
+
+    with ShelfwiseClient(grpc_server(infer), timeout=30) as client, pytest.raises(ShelfwiseError, match="reached"):
+        client.categorize(title="a")
 
 
 def test_frozen_server_exceeds_the_deadline_and_serves_again_when_it_thaws(own_server: TritonServer) -> None:

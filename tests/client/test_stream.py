@@ -1,6 +1,9 @@
 """Many items: every item gets its own answer or its own error, in order, with bounded work in flight."""
 
+import itertools
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from client import (
     DeadlineExceeded,
     InvalidInput,
     Item,
+    Progress,
     ServerError,
     ServerUnavailable,
     ShelfwiseClient,
@@ -242,3 +246,113 @@ def test_restarted_server_costs_no_row(tmp_path: Path, end: str) -> None:
         assert labels(first + rest) == titles
     finally:
         server.stop(grace_seconds=0)
+
+
+def endless() -> Iterator[Item]:
+    return (Item(title=f"title {number}") for number in itertools.count())
+
+
+def answers_before_the_end(answers: Iterator[Any]) -> tuple[list[Any], ShelfwiseError]:
+    """What an endless stream yields until it raises, and what that is."""
+    found: list[Any] = []
+    with pytest.raises(ShelfwiseError) as caught:
+        found.extend(answers)  # not lost: list.extend keeps what came before the error
+    return found, caught.value
+
+
+def test_stream_ends_after_so_many_requests_in_a_row_without_an_answer(grpc_server: Callable) -> None:
+    arrived = itertools.count(1)
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> Any:
+        if next(arrived) not in (1, 2, 6):
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "late")
+        return answered(request)
+
+    seen: list[Progress] = []
+    with ShelfwiseClient(grpc_server(infer)) as client:
+        stream = client.categorize_many(
+            endless(), k=1, batch_size=2, in_flight=1, give_up_after=4, progress=seen.append
+        )
+        found, error = answers_before_the_end(stream)
+        assert list(stream) == []
+    assert isinstance(error, ServerUnavailable)
+    assert str(error).startswith("4 requests in a row found no server, the last: no answer from")
+    assert next(arrived) == 11  # three, which the sixth forgives, and four
+    assert [isinstance(answer, DeadlineExceeded) for answer in found] == [False] * 4 + [True] * 6 + [False] * 2 + [
+        True
+    ] * 8
+    assert [(progress.answered, progress.failed) for progress in seen[:6]] == [
+        (2, 0), (4, 0), (6, 2), (8, 4), (10, 6), (12, 6),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_stream_against_a_server_that_dies_or_hangs_ends(tmp_path: Path, end: signal.Signals) -> None:
+    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server.start()
+    assert server.process is not None
+    pid = server.process.pid
+    try:
+        with ShelfwiseClient(server.url, timeout=2) as client:
+            client.is_ready(timeout=10)
+            answers = client.categorize_many(endless(), k=1, batch_size=2, in_flight=4, give_up_after=6)
+            first = [next(answers) for _ in range(20)]
+            os.kill(pid, end)
+            rest, error = answers_before_the_end(answers)
+            assert isinstance(error, ServerUnavailable)
+            assert not any(isinstance(answer, ShelfwiseError) for answer in first)
+            assert all(isinstance(answer, ShelfwiseError) for answer in rest[-6 * 2 :])
+            assert len(rest) <= (4 + 1 + 6 + 4) * 2  # answered before, in flight, given up; a timely one forgives
+            if end is signal.SIGSTOP:
+                os.kill(pid, signal.SIGCONT)
+                assert client.categorize(title="a", k=1, timeout=10).categories[0].label == "Title > a"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        server.stop(grace_seconds=0)
+
+
+def test_deadline_of_a_stream_ends_it(client: ShelfwiseClient, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    titles = ["a", "b", f"gate {gate}", "c"]
+    answers = client.categorize_many([(None, title) for title in titles], k=1, batch_size=1, in_flight=1, deadline=2)
+    found, error = answers_before_the_end(answers)
+    gate.with_suffix(".open").touch()
+    assert labels(found) == ["a", "b"]
+    assert isinstance(error, DeadlineExceeded)
+    assert str(error) == "2 items were answered within the stream's 2 s"
+
+
+def test_as_completed_does_not_wait_for_the_slowest(
+    grpc_server: Callable,
+) -> None:
+    gate = threading.Event()
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> Any:
+        if b"slow" in request.raw_input_contents[1]:
+            assert gate.wait(30)
+        return answered(request)
+
+    items = [(None, title) for title in ("slow", "a", "b", "c")]
+    with ShelfwiseClient(grpc_server(infer)) as client:
+        numbers = []
+        for number, answer in client.categorize_many(items, k=1, batch_size=1, in_flight=2).as_completed():
+            assert isinstance(answer, Categorization)
+            numbers.append(number)
+            if len(numbers) == 3:
+                gate.set()
+    assert sorted(numbers[:3]) == [1, 2, 3]
+    assert numbers[3] == 0
+
+
+def test_rows_of_a_batch_are_not_asked_about_once_the_server_is_gone(grpc_server: Callable) -> None:
+    arrived = itertools.count(1)
+
+    def infer(request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> Any:
+        context.abort(*[
+            (grpc.StatusCode.INVALID_ARGUMENT, "refused"), (grpc.StatusCode.DEADLINE_EXCEEDED, "late")
+        ][next(arrived) > 2])  # fmt: skip
+
+    with ShelfwiseClient(grpc_server(infer)) as client:
+        answers = labels(list(client.categorize_many([(None, "a")] * 8, k=1)))
+    assert answers == [InvalidInput] + [DeadlineExceeded] * 7
+    assert next(arrived) == 4  # the batch, its first row, its second
