@@ -19,7 +19,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from .errors import DeadlineExceeded, InvalidInput, ServerUnavailable, ShelfwiseError
+from .errors import DeadlineExceeded, InvalidInput, ModelNotFound, ServerUnavailable, ShelfwiseError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class SharedMemory:
             return await self._send("ModelInfer", request, deadline)
         try:
             response = await self._send("ModelInfer", _carried(request, region), deadline)
-        except InvalidInput as error:
+        except (InvalidInput, ModelNotFound) as error:
             await self._release(region.name, deadline)
             if _UNKNOWN_REGION not in str(error):
                 raise

@@ -151,12 +151,10 @@ def test_cancelled_task_hangs_up(scripted_server: TritonServer, tmp_path: Path) 
 
 
 def test_gated_server_wants_its_header(guarded_server: Callable[..., TritonServer]) -> None:  # noqa: F811
-    server = guarded_server("--http-restricted-api=inference,health:shelfwise-key=secret")
+    server = guarded_server("--http-restricted-api=inference:shelfwise-key=secret")
     with ShelfwiseClient(server.http_url) as client:
         with ends_within(0.2), pytest.raises(AccessDenied):
             client.categorize(title="a")
-        with pytest.raises(AccessDenied):
-            client.is_ready()
     with ShelfwiseClient(server.http_url, headers={"shelfwise-key": "secret"}) as client:
         assert client.is_ready()
         assert client.categorize(title="a", k=1).categories[0].label == "Title > a"
@@ -169,12 +167,25 @@ class Gateway(Link):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(certificate, key)
         super().__init__(target)
-        self.listening = self.context.wrap_socket(self.listening, server_side=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                plain, _ = self.listening.accept()
+            except OSError:
+                return
+            with suppress(OSError):  # a client that does not trust us
+                near = self.context.wrap_socket(plain, server_side=True)
+                far = socket.create_connection(self.target)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=(source, sink, self.cut), daemon=True).start()
 
 
 def test_https_needs_the_right_authority(scripted_server: TritonServer, tmp_path: Path) -> None:
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "server.key", "-out", "server.crt"],
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 "
+        "-keyout server.key -out server.crt",
+        shell=True,
         cwd=tmp_path,
         check=True,
         capture_output=True,
