@@ -145,10 +145,10 @@ class ShelfwiseClient(_Client):
 
         >>> items = [("shoe.jpg", "Puma men running shoes"), (None, "Nike tee"), (None, None)]
         >>> for answer in client.categorize_many(items, k=1):
-        ...     print(answer if isinstance(answer, ShelfwiseError) else answer.categories[0].label)
-        ... > ...
-        ... > ...
-        image and title are both empty: at least one of them is needed
+        ...     print("no:" if isinstance(answer, ShelfwiseError) else "yes:", answer)
+        yes: Categorization(categories=(Category(label='... > ...', ...), neighbour_kl=...)
+        yes: Categorization(...)
+        no: image and title are both empty: at least one of them is needed
         >>> sorted(number for number, answer in client.categorize_many(items, k=1).as_completed())
         [0, 1, 2]
 

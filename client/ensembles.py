@@ -114,7 +114,7 @@ def embed_text() -> Call[Embedding]:
     def encode(item: Any) -> Row:
         description, entities = _fields(Description, item)
         if isinstance(entities, str):
-            raise InvalidInput(f"entities must be a sequence of texts, not one text: {entities[:40]!r}")
+            raise InvalidInput(f"entities must be a sequence of texts, not one text: {entities!r:.60}")
         return [utf8(description, "description")], [
             utf8(entity, f"entity {place}") for place, entity in enumerate(entities)
         ]
@@ -154,8 +154,9 @@ def match_text_image() -> Call[TextImageMatch]:
 
 def _encode_photos(item: Any) -> Row:
     images, labels = _fields(Photos, item)
-    if isinstance(labels, str):
-        raise InvalidInput(f"labels must be a sequence of texts, not one text: {labels[:40]!r}")
+    for name, given in (("images", images), ("labels", labels)):
+        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+            raise InvalidInput(f"{name} must be a sequence, not one {type(given).__name__}: {given!r:.60}")
     if not len(images) or len(images) > len(labels):
         raise InvalidInput(
             f"{len(images)} images and {len(labels)} labels: give at least one image and as many labels as images"
@@ -166,7 +167,7 @@ def _encode_photos(item: Any) -> Row:
             photos.append(encode_image(image))
         except InvalidInput as error:
             raise InvalidInput(f"image {place}: {error}") from error
-    return photos, [utf8("" if label is None else label, f"label {place}") for place, label in enumerate(labels)]
+    return photos, [utf8(label, f"label {place}") for place, label in enumerate(labels)]
 
 
 def _decode_embedding(output: str) -> Any:
