@@ -14,45 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
 from .errors import RequestCancelled
 
 Result = TypeVar("Result")
-
-
-class Task(Protocol):
-    """What was started beside the caller."""
-
-    def cancel(self) -> Any: ...
-
-    def done(self) -> bool: ...
-
-    def result(self) -> Any: ...
-
-
-class Runtime(Protocol):
-    """How the engine waits."""
-
-    grpc: Any
-
-    async def unary(self, rpc: Any, request: Any, **options: Any) -> Any:
-        """The response of one gRPC call; a cancellation reaches the server."""
-
-    async def blocking(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """The result of a function that reads files, computes or talks over a socket."""
-
-    async def sleep(self, seconds: float) -> None: ...
-
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task: ...
-
-    async def wait(self, tasks: Iterable[Task], seconds: float | None = None) -> None:
-        """Until the first of them is done."""
-
-    async def end(self, tasks: Iterable[Task]) -> None:
-        """Cancels tasks and waits for their end."""
 
 
 def finish(coroutine: Any) -> Any:
@@ -129,6 +97,7 @@ class Blocking:
         self._threads = ThreadPoolExecutor(10_000, thread_name_prefix="shelfwise-client")
 
     async def unary(self, rpc: Any, request: Any, **options: Any) -> Any:
+        """The response of one gRPC call; a cancellation reaches the server."""
         within = scope.get()
         if within is None:
             return rpc(request, **options)
@@ -142,6 +111,7 @@ class Blocking:
             within.end(call.cancel)
 
     async def blocking(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a function that reads files, computes or talks over a socket."""
         return function(*arguments)
 
     async def sleep(self, seconds: float) -> None:
@@ -152,19 +122,24 @@ class Blocking:
             raise RequestCancelled("cancelled by the caller", status="CANCELLED")
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
+        """Runs it beside the caller."""
         return _ThreadTask(self._threads, coroutine)
 
     async def wait(self, tasks: Iterable[Any], seconds: float | None = None) -> None:
+        """Until the first of them is done, or so many seconds have passed."""
         futures = [task.future for task in tasks]
         concurrent.futures.wait(futures, seconds, concurrent.futures.FIRST_COMPLETED)
 
     async def end(self, tasks: Iterable[Any]) -> None:
-        futures = [(task.cancel(), task.future)[1] for task in tasks]
-        concurrent.futures.wait(futures)
+        """Cancels tasks and waits for their end."""
+        ended = list(tasks)
+        for task in ended:
+            task.cancel()
+        concurrent.futures.wait([task.future for task in ended])
 
 
 class Asyncio:
-    """Waits by suspending the coroutine; `start` makes another task of the running loop."""
+    """Waits by suspending the coroutine; `start` makes another task of the running loop. See `Blocking`."""
 
     grpc = grpc.aio
 
@@ -194,6 +169,11 @@ class Asyncio:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
     async def end(self, tasks: Iterable[Any]) -> None:
-        for task in (ended := list(tasks)):
+        ended = list(tasks)
+        for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
+
+
+Runtime: TypeAlias = Blocking | Asyncio
+Task: TypeAlias = _ThreadTask | asyncio.Future[Any]

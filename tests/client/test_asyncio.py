@@ -78,11 +78,13 @@ def test_request_that_is_given_up_is_dropped_from_the_queue(
 
 
 def test_leaving_a_stream_drops_what_waits_at_the_server(scripted_server: TritonServer, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+    first, gate = tmp_path / "first", tmp_path / "gate"
+    first.with_suffix(".open").touch()
     before = executed(scripted_server)
 
     async def source() -> AsyncIterator[tuple[None, str]]:
-        yield None, "first"
+        yield None, f"gate {first}"
+        await asyncio.to_thread(wait_for, first.with_suffix(".entered").exists)  # not in one batch with the next
         yield None, f"gate {gate}"
         await asyncio.to_thread(wait_for, gate.with_suffix(".entered").exists)
         for _ in range(3):

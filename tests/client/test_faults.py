@@ -33,7 +33,7 @@ from tests.triton_state import wait_for
 
 from .conftest import REPOSITORY
 
-TOLERANCE = 0.25  # seconds that a loaded machine may take to notice that a deadline has passed
+TOLERANCE = 5.0  # seconds that a loaded machine may take to notice that a deadline has passed; short of the default 10
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def test_connection_that_went_dead_is_replaced_and_the_call_repeated(scripted_se
 
 def test_health_is_asked_once() -> None:
     (port,) = free_ports("127.0.0.1", 1)
-    with ShelfwiseClient(f"127.0.0.1:{port}", timeout=5.0) as client, ends_within(0.2):
+    with ShelfwiseClient(f"127.0.0.1:{port}", timeout=30.0) as client, ends_within(0.2):
         assert not client.is_ready()
 
 
