@@ -112,12 +112,13 @@ class Engine:
         try:
             while True:
                 attempts += 1
+                known = len(tried)
                 try:
                     return await self._attempt(method, request, deadline, headers, tried)
                 except ServerUnavailable as error:
                     failure = error
-                if len(tried) < len(self.endpoints.all):
-                    continue  # at once: another server may be well
+                if known < len(tried) < len(self.endpoints.all):
+                    continue  # at once: a server that was not tried may be well
                 backoff = random.uniform(0.0, min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (attempts - 1)))
                 if backoff >= deadline.remaining():
                     times = "once" if attempts == 1 else f"{attempts} times"
@@ -132,9 +133,10 @@ class Engine:
         """Whether one of the servers says that a model is ready; each is asked once."""
         deadline, headers = self.deadline(timeout), self.request_headers(os.urandom(16).hex())
         request = service_pb2.ModelReadyRequest(name=model)
-        for endpoint in self.endpoints.all:
+        for place, endpoint in enumerate(self.endpoints.all):
+            seconds = deadline.remaining() / (len(self.endpoints.all) - place)
             with suppress(ServerUnavailable, DeadlineExceeded, ModelNotFound):
-                if (await endpoint.connection.send("ModelReady", request, deadline.remaining(), headers)).ready:
+                if (await endpoint.connection.send("ModelReady", request, seconds, headers)).ready:
                     return True
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +15,10 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from client import AsyncShelfwiseClient, InvalidInput, ShelfwiseClient, ShelfwiseError, endpoints
+from client import AsyncShelfwiseClient, InvalidInput, ShelfwiseClient, ShelfwiseError, endpoints, engine
 from serving.server import TritonServer
 
-from .test_faults import Link, address
+from .test_faults import Link, address, silent_socket  # noqa: F401
 from .test_stream import answered
 
 Infer = Callable[[service_pb2.ModelInferRequest, grpc.ServicerContext], Any]
@@ -97,10 +98,31 @@ def test_when_all_servers_are_sick_all_are_tried(grpc_server: Callable) -> None:
         client.categorize(title="a", k=1, timeout=30)
 
 
+def test_pauses_are_kept_while_the_only_other_server_is_ejected(
+    grpc_server: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ejected, busy = Counted(), Counted()
+    ejected.sick = True
+    pauses: list[float] = []
+    with ShelfwiseClient([grpc_server(ejected), grpc_server(busy)], timeout=20) as client:
+        for _ in range(8):
+            client.categorize(title="a", k=1)
+        assert ejected.requests == 3
+        busy.requests, busy.sick = 0, True
+        monkeypatch.setattr(engine.random, "uniform", lambda least, most: pauses.append(most) or 0.02)
+        with pytest.raises(ShelfwiseError):
+            client.categorize(title="a", timeout=0.5)
+    attempts = busy.requests + ejected.requests - 3
+    assert attempts - 1 <= len(pauses) <= attempts
+
+
+def test_readiness_of_one_server_is_enough(scripted_server: TritonServer, silent_socket: socket.socket) -> None:  # noqa: F811
+    with ShelfwiseClient([address(silent_socket), scripted_server.url], timeout=4) as client:
+        assert client.is_ready()
+
+
 def test_lost_triton_costs_no_request(scripted_server: TritonServer) -> None:
-    link = Link(scripted_server.url)
-    link.listening.close()  # nobody is there
-    with ShelfwiseClient([f"127.0.0.1:{free}" for free in (1,)] + [scripted_server.url], timeout=20) as client:
+    with ShelfwiseClient(["127.0.0.1:1", scripted_server.url], timeout=20) as client:
         assert client.is_ready()
         for number in range(10):
             assert client.categorize(title=str(number), k=1).categories[0].label == f"Title > {number}"
