@@ -194,13 +194,18 @@ def test_closing_the_iterator_drops_what_waits_at_the_server(
         wait_for(gate.with_suffix(".entered").exists)  # the model is busy, and what follows waits in its queue
         yield from [Item(title="never")] * 3
 
-    answers = client.categorize_many(source(), k=1, batch_size=1, in_flight=5)
+    answers = client.categorize_many(source(), k=1, batch_size=1, in_flight=5, timeout=300)
     next(answers)
     wait_for(lambda: pending_requests(scripted_server, "categorize") == 3)
-    answers.close()
+    closing = threading.Thread(target=answers.close)
+    closing.start()
+    closing.join(60)  # not for the timeout, nor for the gate
+    was_closed = not closing.is_alive()
     time.sleep(CANCELLATION_SECONDS)
     gate.with_suffix(".open").touch()
     after = client.categorize(title="b", k=1).categories[0].id
+    closing.join()
+    assert was_closed
     assert after - before == 3  # the first, the one at the gate, and "b"
 
 
