@@ -80,11 +80,14 @@ def sample_colours(
 def train(
     context: typer.Context,
     system: Annotated[str, typer.Argument(help="Which system; `shelfwise settings` lists them.")],
-    feed: Annotated[Path, typer.Argument(help="Product feed.")],
+    feed: Annotated[Path, typer.Argument(help="Product feed: a file, or a folder of part files.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
     preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+    merge_case: Annotated[
+        bool, typer.Option("--merge-case", help="Categories that differ in case alone are one.")
+    ] = False,
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
     store: Annotated[
         Path | None,
@@ -107,14 +110,12 @@ def train(
         given = chosen.settings.model_validate_json(settings.read_text() if settings else "{}")
         recipe = given.overridden(read_flags(context.args))
         accelerator = make_accelerator()
-        products = _open(feed, preset, column, on_error)
+        products = _open(feed, preset, column, on_error, merge_case=merge_case)
         bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
             chosen.recipe.kind.save(run / "bundle", bundle)
-            for reason, rows in products.summary.skipped.most_common():
-                typer.echo(f"{feed}: {rows} rows left out: {reason}", err=True)
             for note in bundle.config.training["notes"]:
-                typer.echo(f"note: {note}", err=True)
+                typer.echo(f"{feed}: {note}", err=True)
             for line in chosen.report(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
@@ -231,7 +232,7 @@ def repository_check(
         typer.echo(f"{repository}: {', '.join(models)} fit their files")
         if triton:
             log = Path(os.devnull)  # a failure carries what Triton says about it
-            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+            with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log):
                 typer.echo("Triton loads them, and every ensemble answers")
     except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
@@ -263,15 +264,27 @@ def repository_roll_out(
 def serve(
     repository: RepositoryOption = REPOSITORY,
     host: Annotated[str, typer.Option(envvar="SHELFWISE_HOST", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="SHELFWISE_GRPC_PORT", help="0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(envvar="SHELFWISE_METRICS_PORT", help="0 picks a free one.")] = 8002,
+    http: Annotated[
+        bool,
+        typer.Option("--http", envvar="SHELFWISE_HTTP", help="Listen for HTTP as well, for trusted callers."),
+    ] = False,
+    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="With --http; 0 picks one.")] = 8000,
     log_file: Annotated[
         Path | None, typer.Option(envvar="SHELFWISE_LOG_FILE", help="Triton's log; else stderr.")
     ] = None,
     grace: Annotated[float, typer.Option(envvar="SHELFWISE_GRACE", help="Seconds a stop waits for requests.")] = 30.0,
+    lame_duck: Annotated[
+        float,
+        typer.Option(min=0, envvar="SHELFWISE_LAME_DUCK", help="Seconds to answer on, readiness red, before a stop."),
+    ] = 0.0,
     model_control: Annotated[
         bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
+    ] = False,
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory", envvar="SHELFWISE_SHARED_MEMORY", help="Let callers register shared memory."),
     ] = False,
     triton_option: Annotated[
         list[str] | None,
@@ -280,28 +293,31 @@ def serve(
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Serve a model repository with Triton until SIGTERM or Ctrl-C.
+    """Serve a model repository with Triton until SIGTERM, Ctrl-C or the end of the terminal; restart what dies.
 
     With TLS or gated protocols among the Triton options, --ca and --header are what the readiness check needs.
     """
     from serving.environment import ServerEnvironmentError
+    from serving.foreground import serve as run_server
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
-    from serving.server import serve as run_server
 
-    server = TritonServer(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_file=log_file,
-        grace_seconds=grace,
-        model_control=model_control,
-        triton_options=triton_option or (),
-    )
     try:
-        status = run_server(server, credentials=_credentials(ca), headers=parse_headers(header))
+        server = TritonServer(
+            repository,
+            host=host,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            http_port=http_port if http else None,
+            log_file=log_file,
+            grace_seconds=grace,
+            model_control=model_control,
+            shared_memory=shared_memory,
+            triton_options=triton_option or (),
+            credentials=_credentials(ca),
+            headers=parse_headers(header),
+        )
+        status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(status)
@@ -309,9 +325,10 @@ def serve(
 
 @app.command()
 def ready(
+    model: Annotated[str | None, typer.Argument(help="One ensemble, or a step of some; by default all.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     repository: RepositoryOption = REPOSITORY,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for the whole check.")] = 10.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
@@ -319,7 +336,9 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, credentials=_credentials(ca), headers=parse_headers(header))
+        names = check(
+            url, repository, timeout, model=model, credentials=_credentials(ca), headers=parse_headers(header)
+        )
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
@@ -349,7 +368,9 @@ def labels_show(
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
-def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:
+def _open(
+    path: Path, preset: str | None, columns: list[str] | None, on_error: str, *, merge_case: bool = False
+) -> Feed:
     from catalogue.feed import detect_preset, open_feed
 
     overrides: dict[str, Any] = {}
@@ -361,7 +382,7 @@ def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: s
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
-    return open_feed(path, chosen, on_error, **overrides)  # type: ignore[arg-type]
+    return open_feed(path, chosen, on_error, merge_case=merge_case, **overrides)  # type: ignore[arg-type]
 
 
 def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from google.protobuf import text_format
@@ -56,6 +57,16 @@ def _read_config_file(path: Path, model: str) -> ModelConfig:
 def ensemble_models(config: ModelConfig) -> list[str]:
     """The steps of an ensemble in order, the ensemble itself last."""
     return [*dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step), config.name]
+
+
+def copy_module(module: ModuleType, folder: Path) -> None:
+    """Puts a module of the project, a file or a package, into a folder of served files, under its own name."""
+    source = Path(module.__file__ or "")
+    if source.name == "__init__.py":
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source.parent, folder / source.parent.name, ignore=ignored)
+    else:
+        shutil.copyfile(source, folder / source.name)
 
 
 def version_models(repository: Path, ensemble: str, version: int) -> list[str]:

@@ -116,7 +116,7 @@ def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.Temp
     from serving.server import TritonServer
 
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log)
+    server = TritonServer(categorize_repository, grpc_port=0, metrics_port=0, log_file=log)
     with server:
         yield server
 
@@ -179,5 +179,5 @@ def colour_server(colour_repository: Path, tmp_path_factory: pytest.TempPathFact
     from serving.server import TritonServer
 
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    with TritonServer(colour_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    with TritonServer(colour_repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         yield server

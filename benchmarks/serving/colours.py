@@ -62,7 +62,7 @@ def main(quick: bool, output: Path) -> None:
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
         photos = [product.images[0] for product in bundle.samples]
         log = Path(folder) / "triton.log"
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             with ShelfwiseClient(server.url, timeout=60.0) as client:
                 for n, m in QUICK_SIZES if quick else SIZES:
                     row = measure(client, session, bundle, [photos[i % len(photos)] for i in range(n)], m, quick)
@@ -72,7 +72,7 @@ def main(quick: bool, output: Path) -> None:
             rows.append({"matcher": "dynamic batches", **mixed(server, photos, quick)})
         config = repository / MATCHER / "config.pbtxt"
         config.write_text(config.read_text().replace("dynamic_batching { }", ""))
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             rows.append({"matcher": "one request at a time", **mixed(server, photos, quick)})
         print(*rows[-2:], sep="\n")
     results.write("serving-colours", rows, ("torch", "onnxruntime", "tritonclient", "numpy"), output)

@@ -131,9 +131,7 @@ def _measure_setting(
                     take_turns(config)
                     path.write_text(text_format.MessageToString(config))
         log = Path(folder) / "triton.log"
-        with TritonServer(
-            repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log, triton_options=options
-        ) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log, triton_options=options) as server:
             assert server.process is not None
             target = GrpcTarget("triton", server.url, server.process.pid)
             requests = [target.prepare([image], [title]) for image, title in zip(images, titles, strict=True)]

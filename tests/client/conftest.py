@@ -43,8 +43,8 @@ def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton
         version.mkdir(parents=True)
         shutil.copy(config, version.parent)
         shutil.copy(CONTRACTS / "contracts.py", version / "model.py")
-    log = repository / "log"
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with TritonServer(repository, **ports, log_file=repository / "log", shared_memory=True) as server:
         yield server
 
 

@@ -22,7 +22,7 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 from tests.triton_state import CANCELLATION_SECONDS, pending_requests, wait_for
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from client import ShelfwiseClient
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 from tests.triton_state import wait_for
 

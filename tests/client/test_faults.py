@@ -27,7 +27,7 @@ from client import (
     ShelfwiseError,
     engine,
 )
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 from tests.triton_state import wait_for
 
@@ -114,8 +114,8 @@ def test_server_that_hangs_up_is_retried_until_the_deadline(silent_socket: socke
 
 
 def test_port_of_another_protocol_is_said_so(scripted_server: TritonServer) -> None:
-    refused = pytest.raises(ShelfwiseError, match=str(scripted_server.http_port))
-    with ShelfwiseClient(f"127.0.0.1:{scripted_server.http_port}", timeout=1.0) as client, ends_within(1.0), refused:
+    refused = pytest.raises(ShelfwiseError, match=str(scripted_server.metrics_port))
+    with ShelfwiseClient(f"127.0.0.1:{scripted_server.metrics_port}", timeout=1.0) as client, ends_within(1.0), refused:
         client.categorize(title="a")
 
 

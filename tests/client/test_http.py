@@ -27,7 +27,7 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 from tests.triton_state import wait_for
 

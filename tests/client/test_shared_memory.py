@@ -6,19 +6,19 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tritonclient import grpc as triton
 
 from client import AsyncShelfwiseClient, ShelfwiseClient
 from client.shared_memory import LEAST_BYTES
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 
 from .conftest import REPOSITORY
-from .test_faults import guarded_server  # noqa: F401
 
 IMAGE = bytes(range(256)) * (LEAST_BYTES // 256)
 
@@ -101,19 +101,18 @@ def test_what_a_killed_client_leaves_is_released_by_the_next(
         alive.wait()
 
 
-def test_server_that_allows_none_is_asked_as_usual(guarded_server: Callable[..., TritonServer]) -> None:  # noqa: F811
-    server = guarded_server("--grpc-restricted-protocol=shared-memory:key=secret")
-    with ShelfwiseClient(server.url, shared_memory=True) as client:
+def test_server_that_allows_none_is_asked_as_usual(scripted_server: TritonServer) -> None:
+    with ShelfwiseClient(scripted_server.url, shared_memory=True) as client:
         assert client.categorize(IMAGE, "a", k=2).categories[1].label == f"Image bytes > {len(IMAGE)}"
     assert files() == []
 
 
 def test_restarted_server_costs_no_request(tmp_path: Path) -> None:
-    http, grpc_port, metrics = free_ports("127.0.0.1", 3)
-    ports = {"http_port": http, "grpc_port": grpc_port, "metrics_port": metrics}
-    with TritonServer(REPOSITORY, **ports, log_file=tmp_path / "first") as server:
+    grpc_port, metrics = free_ports("127.0.0.1", 2)
+    options: dict[str, Any] = {"grpc_port": grpc_port, "metrics_port": metrics, "shared_memory": True}
+    with TritonServer(REPOSITORY, **options, log_file=tmp_path / "first") as server:
         client = ShelfwiseClient(server.url, shared_memory=True, timeout=30)
         client.categorize(IMAGE, "a", k=1)
-    with TritonServer(REPOSITORY, **ports, log_file=tmp_path / "second"), client:
+    with TritonServer(REPOSITORY, **options, log_file=tmp_path / "second"), client:
         assert client.categorize(IMAGE, "b", k=1).categories[0].label == "Title > b"
         assert client.categorize(IMAGE, "c", k=1).categories[0].label == "Title > c"

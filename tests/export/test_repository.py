@@ -99,7 +99,7 @@ def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -
 def test_an_exported_repository_holds_what_its_models_read(categorize_repository: Path) -> None:
     files = {str(path.relative_to(categorize_repository)) for path in categorize_repository.rglob("*")}
     assert {
-        "prepare_product/1/images.py",
+        "prepare_product/1/images/__init__.py",
         "prepare_product/1/model.py",
         "prepare_product/1/preprocessing.json",
         "prepare_product/1/tokenizer.json",

@@ -335,7 +335,7 @@ def test_bad_request_fails_alone_among_good_ones(client: InferenceServerClient) 
 def test_failed_requests_leave_nothing_behind_in_the_server(categorize_repository: Path, tmp_path: Path) -> None:
     """In Triton 24.10 a request that fails while two of its steps are under way is never freed (see config.pbtxt)."""
     log_file = tmp_path / "triton.log"
-    server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file)
+    server = TritonServer(categorize_repository, grpc_port=0, metrics_port=0, log_file=log_file)
     with server:
         client = connect(server)
         for image, title in ((b"no image", TITLE), (draw_image(), b"\xff"), (b"", b"")) * 5:

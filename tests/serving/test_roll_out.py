@@ -107,7 +107,7 @@ def test_steps_of_another_version_are_not_served(tmp_path: Path) -> None:
     with pytest.raises(
         RepositoryError, match="linear is at version 1, its step multiply at 2; an export was interrupted"
     ):
-        TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0).start()
+        TritonServer(tmp_path, grpc_port=0, metrics_port=0).start()
 
 
 def test_the_new_version_is_taken_under_traffic(start_server: Callable[..., TritonServer], tmp_path: Path) -> None:
