@@ -29,7 +29,7 @@ from client import (
 )
 from serving.addresses import free_ports
 from serving.server import TritonServer
-from tests.triton_state import wait_for
+from tests.triton_state import CANCELLATION_SECONDS, wait_for
 
 from .conftest import REPOSITORY
 
@@ -214,14 +214,19 @@ def test_health_is_asked_once() -> None:
         assert not client.is_ready()
 
 
-def test_slow_answer_exceeds_the_deadline_and_the_queued_request_is_dropped(client: ShelfwiseClient) -> None:
+def test_slow_answer_exceeds_the_deadline_and_the_queued_request_is_dropped(
+    client: ShelfwiseClient, tmp_path: Path
+) -> None:
     before = client.categorize(title="a", k=1).categories[0].id
+    gate = tmp_path / "gate"
     with ThreadPoolExecutor(1) as thread:
-        sleeping = thread.submit(client.categorize, title="sleep 1", k=1)
-        time.sleep(0.2)
+        busy = thread.submit(client.categorize, title=f"gate {gate}", k=1, timeout=60)
+        wait_for(gate.with_suffix(".entered").exists)
         with ends_within(0.3), pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
             client.categorize(title="given up", timeout=0.3)
-        assert sleeping.result().categories[0].id == before + 1
+        time.sleep(CANCELLATION_SECONDS)
+        gate.with_suffix(".open").touch()
+        assert busy.result().categories[0].id == before + 1
     assert client.categorize(title="b", k=1).categories[0].id == before + 2
 
 
@@ -231,14 +236,16 @@ def test_overloaded_server_is_tried_again_until_it_takes_the_request(client: She
     assert len({answer.categories[0].id for answer in answers}) == 24
 
 
-def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: TritonServer) -> None:
-    client = ShelfwiseClient(scripted_server.url)
+def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: TritonServer, tmp_path: Path) -> None:
+    client = ShelfwiseClient(scripted_server.url, timeout=60)
+    gate = tmp_path / "gate"
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(client.categorize, title="sleep 0.5")
-        time.sleep(0.2)
+        waiting = thread.submit(client.categorize, title=f"gate {gate}")
+        wait_for(gate.with_suffix(".entered").exists)
         client.close()
         with ends_within(0.1), pytest.raises(RequestCancelled):
             waiting.result()
+        gate.with_suffix(".open").touch()
     with pytest.raises(RequestCancelled, match="closed"):
         client.categorize(title="a")
 
@@ -319,16 +326,19 @@ def test_frozen_server_exceeds_the_deadline_and_serves_again_when_it_thaws(own_s
             assert client.categorize(title="c", k=1).categories[0].label == "Title > c"
 
 
-def test_stopping_server_answers_what_is_in_flight_and_refuses_the_rest(own_server: TritonServer) -> None:
-    with ShelfwiseClient(own_server.url) as client, ThreadPoolExecutor(2) as threads:
-        in_flight = threads.submit(client.categorize, title="sleep 1", k=1)
-        time.sleep(0.3)
-        stopping = threads.submit(own_server.stop, 10)
-        time.sleep(0.3)
+def test_stopping_server_answers_what_is_in_flight_and_refuses_the_rest(
+    own_server: TritonServer, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with ShelfwiseClient(own_server.url, timeout=60) as client, ThreadPoolExecutor(2) as threads:
+        in_flight = threads.submit(client.categorize, title=f"gate {gate}", k=1)
+        wait_for(gate.with_suffix(".entered").exists)
+        stopping = threads.submit(own_server.stop, 60)
+        wait_for(lambda: not client.is_ready())
         with ends_within(0.3), pytest.raises(ServerUnavailable):
             client.categorize(title="a", timeout=0.3)
-        assert not client.is_ready()
-        assert in_flight.result().categories[0].label == "Title > sleep 1"
+        gate.with_suffix(".open").touch()
+        assert in_flight.result().categories[0].label == f"Title > gate {gate}"
         assert stopping.result() == 0
 
 
