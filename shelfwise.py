@@ -3,10 +3,11 @@
     shelfwise sample PATH                     draw a catalogue to try everything on
     shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
-    shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
-    shelfwise repository check                do configurations and files fit, can the plans run here
-    shelfwise repository roll-out             a running server takes the newest version without a failed request
-    shelfwise rollback                        back to the version before
+    shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
+    shelfwise repository list                 the releases, and which one the next start serves
+    shelfwise repository check                are the files those that were published, can the plans run here
+    shelfwise repository roll-out             a running server takes a release without a failed request
+    shelfwise rollback                        back to the release before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
     shelfwise categorize IMAGE --title …      ask a running server (ask.py)
@@ -18,7 +19,7 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,14 +38,14 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
 app.add_typer(labels_app, name="labels")
-repository_app = typer.Typer(no_args_is_help=True, help="Check a model repository; take a new version into service.")
+repository_app = typer.Typer(no_args_is_help=True, help="Look at the releases; take one into service.")
 app.add_typer(repository_app, name="repository")
 app.add_typer(ask_app)
 
-REPOSITORY = Path(__file__).resolve().parent / "model_repository"
+REPOSITORY = Path("runs/repository")
 
 RepositoryOption = Annotated[
-    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Model repository in Triton's layout.")
+    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Folder of the releases.")
 ]
 
 
@@ -158,6 +159,10 @@ def export(
     gpu: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")
     ] = None,
+    form: Annotated[
+        Literal["ensemble", "single"],
+        typer.Option(help="Steps that Triton batches each, or all of them in one process, for one caller's latency."),
+    ] = "ensemble",
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
     ] = False,
@@ -166,22 +171,25 @@ def export(
         typer.Option(help="Feed whose products calibrate int8 and fp8, and are compared; else the bundle's few."),
     ] = None,
 ) -> None:
-    """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
+    """Export a bundle as part of a repository's next release, if it answers as PyTorch does."""
     from export.bundles import export_bundle
     from export.onnx_graphs import ExportError
     from export.parity import ParityError
     from export.precision import Precision, Runtime
-    from export.repository import RepositoryError
     from export.system import ExportTarget
     from training.bundle import BundleError
 
     try:
         wanted = ExportTarget(
-            Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
+            Runtime(target),
+            Precision(precision) if precision else None,
+            tuple(gpu or ()),
+            version_compatible,
+            single=form == "single",
         )
         calibration = _open(feed, None, None, "skip") if feed else None
         report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
-    except (BundleError, ExportError, ParityError, RepositoryError, ValueError, OSError) as error:
+    except (BundleError, ExportError, ParityError, ValueError, OSError) as error:
         fail(error)
     for model, outputs in report.parity.items():
         for output in outputs:
@@ -195,21 +203,38 @@ def export(
             )
         if report.kept[model]:
             typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
-    typer.echo(f"{report.repository}: version {report.version} published")
+    typer.echo(f"{report.repository}: release {report.release} published")
 
 
 @app.command()
 def rollback(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble to take back by one version.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release; the one before the current one.")] = None,
 ) -> None:
-    """Remove the newest version of an ensemble, so that the one before it is served."""
-    from export.repository import RepositoryError
-    from export.repository import rollback as roll_back
+    """Have the next start serve an earlier release; nothing is removed. A running server: repository roll-out."""
+    from repository.publish import rollback as roll_back
 
     try:
-        typer.echo(f"{ensemble} is back at version {roll_back(repository, ensemble)}; restart the server to serve it")
-    except RepositoryError as error:
+        typer.echo(f"release {roll_back(repository, version).number} is current; restart the server to serve it")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@repository_app.command("list")
+def repository_list(repository: RepositoryOption = REPOSITORY) -> None:
+    """Print the releases, oldest first, with the version of each ensemble; the current one has a star."""
+    from repository.release import Release, current, release_numbers
+
+    try:
+        served = current(repository)
+        for number in release_numbers(repository):
+            release = Release.load(repository / str(number))
+            star = "*" if release.folder.resolve() == served else " "
+            typer.echo(f"{star} {number}  {release.published}")
+            for name, about in sorted(release.ensembles.items()):
+                facts = "  ".join(f"{key} {about[key]}" for key in ("target", "precision", "bundle") if key in about)
+                typer.echo(f"    {name} {release.version(name)}  {facts}")
+    except (ValueError, OSError) as error:
         fail(error)
 
 
@@ -218,11 +243,10 @@ def repository_check(
     repository: RepositoryOption = REPOSITORY,
     triton: Annotated[bool, typer.Option("--triton", help="Also start Triton on it and ask every ensemble.")] = False,
 ) -> None:
-    """Check every model's configuration against its files: what Triton would refuse, and what it would not notice."""
+    """Check the current release: are its files those that were published, and do they fit their configurations?"""
     import os
 
-    from export.check import check_repository
-    from export.repository import RepositoryError
+    from repository.check import check_repository
     from serving.environment import ServerEnvironmentError
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
@@ -234,30 +258,30 @@ def repository_check(
             log = Path(os.devnull)  # a failure carries what Triton says about it
             with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log):
                 typer.echo("Triton loads them, and every ensemble answers")
-    except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
+    except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
 
 
 @repository_app.command("roll-out")
 def repository_roll_out(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble's newest version to serve.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release, earlier or later; the current one.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a model may take to load.")] = 120.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Have a running server (serve --model-control) take the newest version: load, ask, switch, unload the old one."""
+    """Have a running server (serve --model-control) take a release: load, ask, switch, unload the old one."""
     from serving.readiness import NotReady
     from serving.roll_out import RollOutError, roll_out
 
     try:
-        versions = roll_out(
-            url, repository, ensemble, timeout, credentials=_credentials(ca), headers=parse_headers(header)
-        )
+        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=parse_headers(header))
     except (RollOutError, NotReady, ValueError, OSError) as error:
         fail(error)
-    typer.echo(f"{ensemble}: {versions.new} serves, {versions.old} is unloaded")
+    typer.echo(f"release {done.release} is served")
+    for name, (old, new) in sorted(done.changed.items()):
+        typer.echo(f"  {name}: version {new} after {old}" if old else f"  {name}: version {new}, new")
 
 
 @app.command()
@@ -344,6 +368,62 @@ def ready(
         typer.echo(f"ready: {', '.join(names)}")
     except (NotReady, ValueError, OSError) as error:
         fail(error)
+
+
+@app.command()
+def categorize(
+    image: Annotated[Path | None, typer.Argument(help="Image file; may be left out when a title is given.")] = None,
+    title: Annotated[str | None, typer.Option(help="The product's title.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Categories to list.")] = 5,
+    url: UrlOption = "127.0.0.1:8001",
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server for the category of a product."""
+    from client import TLS, ShelfwiseClient, ShelfwiseError
+
+    try:
+        tls = TLS(ca) if ca else None
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
+            answer = client.categorize(image=image, title=title, k=k)
+    except (ShelfwiseError, ValueError, OSError) as error:
+        fail(error)
+    for category in answer.categories:
+        typer.echo(f"{category.probability:7.4f}  {category.label}")
+    typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
+
+
+@app.command("match-colours")
+def match_colours(
+    images: Annotated[list[Path], typer.Argument(help="Photos of one product.")],
+    labels: Annotated[str, typer.Option(help="Its colour labels, separated by commas, at least as many as photos.")],
+    one_to_one: Annotated[bool, typer.Option("--one-to-one", help="Give no label twice.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw photos and labels to this PNG.")] = None,
+    url: UrlOption = "127.0.0.1:8001",
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server which colour label belongs to which photo."""
+    from client import TLS, ShelfwiseClient, ShelfwiseError
+
+    texts = [label.strip() for label in labels.split(",")]
+    try:
+        tls = TLS(ca) if ca else None
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
+            matches = client.match_colours(images, texts, one_to_one=one_to_one)
+        if picture is not None:
+            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
+
+            photos = zip(images, matches, strict=True)
+            draw_colour_sheet(
+                [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture
+            )
+    except (ShelfwiseError, ValueError, OSError) as error:
+        fail(error)
+    for image, match in zip(images, matches, strict=True):
+        typer.echo(f"{match.probability:7.4f}  {match.label}  {image}")
 
 
 @labels_app.command("show")

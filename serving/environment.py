@@ -24,7 +24,10 @@ SERVING = Path(__file__).resolve().parent
 REQUIREMENTS = SERVING / "requirements.txt"
 CONSTRAINTS = SERVING / "constraints.txt"
 ENVIRONMENT_VARIABLE = "SHELFWISE_SERVER_ENV"
-DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+# In a checkout beside the project's own; an installed package has no folder to write to.
+CHECKOUT = (SERVING.parent / "pyproject.toml").is_file()
+DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server" if CHECKOUT else CACHE / "shelfwise" / "server"
 # Names the folder of a whole Triton, as NVIDIA's container has it, to be used instead of the one from pip.
 INSTALLED_VARIABLE = "SHELFWISE_TRITON"
 
@@ -93,7 +96,8 @@ def server_environment(root: Path | None = None) -> ServerEnvironment:
     """The environment to run Triton in, built when it is missing and completed when it is out of date.
 
     A Triton named by SHELFWISE_TRITON, as in the container, is taken as it is.
-    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project.
+    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project, or to the
+    user's cache where the project is installed as a package.
     Raises EnvironmentBuildError, TritonMissing or LibpythonMissing.
     """
     if root is None:

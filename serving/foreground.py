@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from export import served
+from repository.configs import model_configs
 from serving import readiness
 from serving.server import ServerError, TritonServer
 
@@ -123,8 +123,8 @@ def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.repository}", title_justify="left")
-    for config in served.model_configs(server.repository):
+    table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.release}", title_justify="left")
+    for config in model_configs(server.release or server.repository):
         if config.name in ensembles:
             table.add_row(config.name, _tensors(config.input), _tensors(config.output))
     http = f"HTTP {server.http_url}   " if server.http_port is not None else ""

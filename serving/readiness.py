@@ -25,11 +25,11 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from export.served import is_ensemble, model_configs
+from repository.configs import READINESS_FILE, RepositoryError, is_ensemble, model_configs
+from repository.release import current
 from serving.addresses import is_loopback
 from serving.shared_memory import is_stopping
 
-READINESS_FILE = "readiness.json"
 # Inputs that carry encoded image files; readiness.json holds them in base64, all other BYTES as text.
 IMAGE_INPUTS = frozenset({"image", "images"})
 # What Triton says when a queue is at its max_queue_size, and how long to look whether it moves.
@@ -72,19 +72,21 @@ def check(
     TLS and for one whose protocols are gated by a header.
     Returns the names of the ensembles that answered, or are too busy to and answer others: all of them. Raises NotReady
     with the reason for each that did not: unreachable, an error, no answer within the deadline, an output missing or
-    not finite, no readiness requests; for a server of this machine that is about to stop; and for a repository that is
-    no folder.
+    not finite, no readiness requests; for a server of this machine that is about to stop; and for a repository without
+    a release.
     """
-    if not repository.is_dir():
-        raise NotReady(url, {"repository": f"{repository} is not a folder, so there is nothing to ask the server"})
+    try:
+        repository = current(repository)
+        configs = [config for config in model_configs(repository) if is_ensemble(config)]
+    except RepositoryError as error:
+        raise NotReady(url, {"repository": f"there is nothing to ask the server: {error}"}) from None
     if is_loopback(url) and is_stopping(int(url.rpartition(":")[2])):
         raise NotReady(url, {"server": "is about to stop"})
     deadline = time.monotonic() + timeout
     ensembles = {
         config.name: config
-        for config in model_configs(repository)
-        if is_ensemble(config)
-        and model in (None, config.name, *(s.model_name for s in config.ensemble_scheduling.step))
+        for config in configs
+        if model in (None, config.name, *(s.model_name for s in config.ensemble_scheduling.step))
     }
     if model is not None and not ensembles:
         raise NotReady(url, {model: f"{repository} has no ensemble of that name, and none with such a step"})

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,7 +26,10 @@ from types import TracebackType
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from export import plans, served
+from repository import plans
+from repository.configs import RepositoryError, is_ensemble, model_configs
+from repository.publish import serve_through
+from repository.release import current, verify
 from serving import readiness
 from serving.addresses import check_ports, free_ports, resolve, url_host
 from serving.environment import (
@@ -58,10 +62,6 @@ class StartupError(ServerError):
     """Triton ended or did not become ready; the message holds the lines of its log that say why."""
 
 
-class RepositoryError(ServerError):
-    """The model repository cannot be served."""
-
-
 class TritonServer:
     """Triton on one repository, for as long as the context lasts.
 
@@ -70,7 +70,8 @@ class TritonServer:
         ShelfwiseClient(server.url)
     ```
 
-    Arguments: `repository` a folder in Triton's layout; `host` to listen on, an address or a name; the ports of gRPC,
+    Arguments: `repository` of releases, whose current one is served, or a plain folder in Triton's layout; `host` to
+    listen on, an address or a name; the ports of gRPC,
     of metrics and of HTTP (0 picks a free one; HTTP None, the default, stays closed: a nested JSON body of 200 bytes
     kills any Triton before May 2026); `log_file` where Triton's log goes (appended; None: stderr); `model_control`
     allows loading and unloading models and reading the repository over the network, and replaces the process of a
@@ -100,6 +101,7 @@ class TritonServer:
         environment: ServerEnvironment | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
+        self.release: Path | None = None  # the folder that is served, known from the start on
         self.host = host
         self.grpc_port, self.metrics_port, self.http_port = grpc_port, metrics_port, http_port
         self.log_file = log_file
@@ -152,14 +154,16 @@ class TritonServer:
     def start(self) -> None:
         """Start Triton and wait until all models are loaded; up to START_ATTEMPTS times where an accident ends it.
 
-        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models, and
+        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models or
+        whose files changed, and
         StartupError when Triton ends or takes longer than `start_timeout`.
         """
         if self.triton is not None:
             raise RuntimeError("this server was already started; make a new TritonServer to start another")
-        instances = count_instances(self.repository)
-        refuse_mixed_versions(self.repository)
-        refuse_plans(self.repository)
+        release = current(self.repository)
+        verify(release)
+        instances = count_instances(release)
+        refuse_plans(release)
         environment = self.environment or server_environment()
         self._address = resolve(self.host)
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -167,7 +171,7 @@ class TritonServer:
             self._choose_ports()
             check_shared_memory(instances)
             try:
-                self._launch(environment, attempt)
+                self._launch(environment, release, attempt)
                 self._wait_until_loaded()
                 return
             except _Accident as accident:
@@ -185,7 +189,12 @@ class TritonServer:
         Raises readiness.NotReady.
         """
         return readiness.check(
-            self.url, self.repository, timeout, model=model, credentials=self.credentials, headers=self.headers
+            self.url,
+            self.release or self.repository,
+            timeout,
+            model=model,
+            credentials=self.credentials,
+            headers=self.headers,
         )
 
     def restart(self) -> None:
@@ -244,15 +253,19 @@ class TritonServer:
         check_ports(self._address, ports)
         self.grpc_port, self.metrics_port, self.http_port = ports["grpc"], ports["metrics"], ports.get("http")
 
-    def _launch(self, environment: ServerEnvironment, attempt: int) -> None:
+    def _launch(self, environment: ServerEnvironment, release: Path, attempt: int) -> None:
         self._run_folder = folder = run_folder()
         self._lock = lock = ServerLock(self.grpc_port)
-        repository = self.repository
+        name = f"{socket.gethostname()}-{self.grpc_port}"
+        if self.model_control and release != self.repository:
+            release = serve_through(self.repository, name, release)
+        repository = self.release = release
         if not is_unquoted(str(repository)):
+            (folder / "models").symlink_to(repository)
             repository = folder / "models"
-            repository.symlink_to(self.repository)
         backends = environment.backends or lay_out_backends(environment, folder / "backends")
         command = self._command(environment, repository, backends, lock.prefix)
+        command.append(f"--id={name}")  # by which a roll-out finds the link
         if attempt > 1:  # what aborts a start is stubs that start side by side on a busy machine
             command.append("--model-load-thread-count=1")
         self.triton = Triton(command, environment.process_environment(), folder, lock.descriptor, self.log_file)
@@ -283,11 +296,8 @@ class TritonServer:
             command.append("--allow-http=false")
         else:
             command += [f"--http-address={http_address}", f"--http-port={self.http_port}"]
-        models = [config.name for config in served.model_configs(repository)]
-        whole = len(models) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
-        if self.model_control or not whole:  # what was not exported, or is no model, is left out by naming the others
-            command.append("--model-control-mode=explicit")
-            command += [f"--load-model={name}" for name in (["*"] if whole else models)]
+        if self.model_control:
+            command += ["--model-control-mode=explicit", "--load-model=*"]
         else:
             command.append("--model-control-mode=none")
         gated = [] if self.model_control else [*CONTROL_PROTOCOLS]
@@ -349,33 +359,16 @@ def is_unquoted(path: str) -> bool:
 def count_instances(repository: Path) -> int:
     """How many processes Triton will start for a repository's Python and ONNX models.
 
-    Raises RepositoryError when the folder does not exist or holds no model.
+    Raises RepositoryError when a configuration cannot be read.
     """
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository} is not a folder; `shelfwise export BUNDLE` writes a model repository")
-    try:
-        configs = served.model_configs(repository)
-    except ValueError as error:
-        raise RepositoryError(f"a model's configuration cannot be read: {error}") from None
-    if not configs:
-        raise RepositoryError(
-            f"{repository} holds no model (a folder NAME with a config.pbtxt); export a bundle into it"
-        )
     count = 0
-    for config in configs:
-        if served.is_ensemble(config):
+    for config in model_configs(repository):
+        if is_ensemble(config):
             continue
         onnx = bool(list((repository / config.name).glob("*/model.onnx")))
         # Triton's default: two instances of an ONNX model on a CPU, one of any other.
         count += sum(group.count or 1 for group in config.instance_group) or (2 if onnx else 1)
     return count
-
-
-def refuse_mixed_versions(repository: Path) -> None:
-    """Refuse an ensemble whose steps are of another version: wrong answers that look right. Raises RepositoryError."""
-    mixed = served.mixed_versions(repository, served.model_configs(repository))
-    if mixed:
-        raise RepositoryError("; ".join(mixed.values()))
 
 
 def refuse_plans(repository: Path) -> None:

@@ -32,6 +32,7 @@ from export.bundles import export_bundle
 from export.match_colours import pair_present
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.tokenizer import encode
+from repository.release import RELEASE_FILE, current
 from serving.server import TritonServer
 from training.match_colours import (
     COLOUR_MATCHER,
@@ -57,8 +58,8 @@ def main(quick: bool, output: Path) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = untrained_bundle(Path(folder))
-        repository = Path(folder) / "model_repository"
-        export_bundle(Path(folder) / "bundle", repository)
+        export_bundle(Path(folder) / "bundle", Path(folder) / "repository")
+        repository = current(Path(folder) / "repository")
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
         photos = [product.images[0] for product in bundle.samples]
         log = Path(folder) / "triton.log"
@@ -70,6 +71,7 @@ def main(quick: bool, output: Path) -> None:
                     rows.append(row)
                 rows += broken_down(client, server, [photos[i] for i in range(BROKEN_DOWN[0])], BROKEN_DOWN[1], quick)
             rows.append({"matcher": "dynamic batches", **mixed(server, photos, quick)})
+        (repository / RELEASE_FILE).unlink()  # a configuration is changed
         config = repository / MATCHER / "config.pbtxt"
         config.write_text(config.read_text().replace("dynamic_batching { }", ""))
         with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:

@@ -136,28 +136,21 @@ def _reduced(image: Image.Image, height: int, width: int) -> Image.Image:
         return _plain(image)
     by = (int(image.width / width / REDUCING_GAP) or 1, int(image.height / height / REDUCING_GAP) or 1)
     box = (0, 0, image.width / by[0], image.height / by[1])
-    small = _weighted(image) if by == (1, 1) else _averaged(image, by)
-    small = small.resize((width, height), Image.Resampling.BICUBIC, box)
-    return small.convert("RGBA") if small.mode == "RGBa" else small
+    small = _plain(image) if by == (1, 1) else _averaged(image, by)
+    return small.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 def _averaged(image: Image.Image, by: tuple[int, int]) -> Image.Image:
-    """The means of all blocks of by[0] x by[1] pixels, which are smaller at the right and lower edge."""
+    """The means of all blocks of by[0] x by[1] pixels, smaller ones at the right and lower edge, weighted by alpha."""
     rows = (BAND // image.width // by[1] or 1) * by[1]
     tops = range(0, image.height, rows)
     bands = (image.crop((0, top, image.width, min(top + rows, image.height))) for top in tops)
-    for top, band in zip(tops, map(_weighted, bands), strict=True):
+    for top, band in zip(tops, map(_plain, bands), strict=True):
         part = band.reduce(by)
         if top == 0:
             small = Image.new(part.mode, (part.width, -(-image.height // by[1])))
         small.paste(part, (0, top // by[1]))
     return small
-
-
-def _weighted(image: Image.Image) -> Image.Image:
-    """A picture in which colours weigh as much as they are seen."""
-    plain = _plain(image)
-    return plain.convert("RGBa") if plain.mode == "RGBA" else plain
 
 
 def _plain(image: Image.Image) -> Image.Image:

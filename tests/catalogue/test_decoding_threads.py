@@ -34,10 +34,12 @@ def test_what_waits_aside_is_bounded_until_it_was_worked_on() -> None:
         done.append(True)
 
     room = WAITING_WEIGHT // REQUEST_WEIGHT
-    assert [decoding.set_aside(REQUEST_WEIGHT, work) for _ in range(room + 2)] == [True] * room + [False] * 2
-    assert not done
+    taken = [decoding.set_aside(REQUEST_WEIGHT, work) for _ in range(room + 2)]
+    ended_early = len(done)
     gate.set()
     decoding.shutdown()
+    assert taken == [True] * room + [False] * 2
+    assert not ended_early
     assert len(done) == room
     assert decoding.waiting == 0
 

@@ -205,11 +205,12 @@ def test_palette_with_partial_alpha_lies_on_white():
     assert decoded[5, 5].tolist() == pytest.approx([255, 127, 127], abs=1)
 
 
-def test_colour_hidden_under_transparency_does_not_bleed_when_reduced():
+@pytest.mark.parametrize("size", [16, 4])
+def test_colour_hidden_under_transparency_does_not_bleed_when_reduced(size):
     pixels = np.zeros((64, 64, 4), dtype=np.uint8)
     pixels[:, :33] = (*RED, 0)  # invisible red beside opaque black
     pixels[:, 33:] = (0, 0, 0, 255)
-    decoded = decode_image(encoded(Image.fromarray(pixels), "PNG"), 16, 16).astype(int)
+    decoded = decode_image(encoded(Image.fromarray(pixels), "PNG"), size, size).astype(int)
     assert np.abs(decoded - decoded[:, :, :1]).max() <= 2
 
 

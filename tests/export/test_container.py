@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import shelfwise
 from export import fused_colour_matcher
 from export.match_colours import SERVED_MODULES
-from export.repository import SOURCE
+from repository.configs import SOURCE
 from serving import readiness
 
 ROOT = Path(shelfwise.__file__).parent

@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordPieceTrainer
 
 import catalogue.images
-from export.repository import copy_module
+from export.system import copy_module
 
 ROOT = Path(__file__).parents[2]
 Shape = Sequence[int | str]

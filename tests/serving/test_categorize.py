@@ -87,7 +87,7 @@ def in_process(repository: Path, images: list[bytes], titles: list[bytes]) -> An
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {"pad_id": 0, "pad_token": "[PAD]"}
     tokenizer.enable_padding(length=length, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
-    labels = (newest(repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (repository / "categorize" / "labels.txt").read_text(encoding="utf-8").splitlines()
 
     def run(model: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = onnxruntime.InferenceSession(newest(repository, model) / "model.onnx")
@@ -131,7 +131,7 @@ def products(count: int) -> tuple[list[bytes], list[bytes]]:
 
 def test_answer_is_ranked_and_named(client: InferenceServerClient, categorize_repository: Path) -> None:
     answer = categorize(client, [draw_image()], [TITLE])
-    labels = (newest(categorize_repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (categorize_repository / "categorize" / "labels.txt").read_text(encoding="utf-8").splitlines()
     assert answer.category.shape == answer.probability.shape == (1, min(len(labels), 20))
     assert answer.neighbour_kl.shape == (1, 1)
     assert [name.decode() for name in answer.category[0]] == [labels[index] for index in answer.category_id[0]]

@@ -291,7 +291,7 @@ def test_a_repository_without_anything_to_ask_is_not_ready(server: TritonServer,
     command = ["ready", "--url", server.url, "--repository", str(tmp_path)]
     result = CliRunner().invoke(shelfwise.app, command)
     assert result.exit_code == 1
-    assert "holds no exported ensemble" in result.output
+    assert "there is nothing to ask the server" in result.output
 
 
 def test_hung_model_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:

@@ -29,9 +29,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Read sizes and tokenizer, start the threads."""
-        # What is prepared faster than it can be computed is refused by the next queue, and was prepared in vain: under
-        # overload nine in ten rows were. So the computing step goes first.
-        os.nice(10)
+        self.give_way()
         folder = Path(__file__).parent
         sizes = json.loads((folder / "preprocessing.json").read_text())
         self.height, self.width = int(sizes["height"]), int(sizes["width"])
@@ -46,6 +44,14 @@ class TritonPythonModel:
         # normalizer may compose several characters into one.
         self.max_characters = 4 * max_length * max(map(len, self.tokenizer.get_vocab()))
         self.decoding = DecodingThreads()
+
+    def give_way(self):
+        """Lets the step that computes go first.
+
+        What is prepared faster than it can be computed is refused by the next queue, and was prepared in vain: under
+        overload nine in ten rows were.
+        """
+        os.nice(10)
 
     def execute(self, requests):
         """One response a request, of which those that are set aside come later."""
@@ -83,6 +89,7 @@ class TritonPythonModel:
         }
         if titles:
             prepared["attention_mask"][:, 0] = 1
+            prepared = self.answered(prepared)
 
         responses, start = [], 0
         for request in asked:
@@ -101,6 +108,10 @@ class TritonPythonModel:
                 )
             start = stop
         return responses
+
+    def answered(self, prepared):
+        """What is answered about the rows; product_categorizer computes here."""
+        return prepared
 
     def decode_into(self, place):
         """Decode one row into its pixels. Returns what is wrong with it, "" for nothing."""
