@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_one_model_stands_in_the_place_of_the_steps(repository: Path, server: Tr
 def test_answers_are_those_of_the_ensemble_alone_and_in_a_batch(
     single: InferenceServerClient, steps: InferenceServerClient
 ) -> None:
-    images = [draw_image(number) for number in range(5)] + [b""]
+    images = [draw_image(colour=colour) for colour in ("navy", "red", "green", "olive", "pink")] + [b""]
     titles = [TITLE, b"", b"Plain mug", b"Desk lamp", b"", b"Striped shirt"]
     expected = categorize(steps, images, titles)
     together = categorize(single, images, titles)
@@ -69,10 +70,10 @@ def test_answers_are_those_of_the_ensemble_alone_and_in_a_batch(
 def test_what_cannot_be_answered_is_refused_as_by_the_ensemble(
     single: InferenceServerClient, steps: InferenceServerClient
 ) -> None:
-    for image, title in ((b"", b""), (b"no image", b"Mug"), (draw_image(0)[:-300], b"Mug"), (b"", b"\xff\xfe")):
-        messages = {refusal(lambda asked=asked: categorize(asked, [image], [title])) for asked in (single, steps)}  # type: ignore[misc]
+    for image, title in ((b"", b""), (b"no image", b"Mug"), (draw_image()[:-300], b"Mug"), (b"", b"\xff\xfe")):
+        messages = {refusal(partial(categorize, asked, [image], [title])) for asked in (single, steps)}
         assert len({message.replace("prepare_product", "product_categorizer") for message in messages}) == 1
-    assert categorize(single, [draw_image(1)], [TITLE]).category_id.shape[0] == 1
+    assert categorize(single, [draw_image()], [TITLE]).category_id.shape[0] == 1
 
 
 def test_a_system_without_a_single_form_says_so(colour_bundle: Path, tmp_path: Path) -> None:
