@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from client import ShelfwiseClient
+    from client import Categorization, ShelfwiseClient
 
 app = typer.Typer()
 
@@ -77,9 +77,11 @@ def categorize(
     """Ask a running server for the category of a product, or of many (--json)."""
 
     def ask(client: ShelfwiseClient) -> int:
+        from client import Judgement
+
         if as_json and image is None and title is None:
             return _pipe(("image", "title"), lambda items: client.categorize_many(items, k=k))
-        answer = client.categorize(image, title, k=k)
+        answer = _judged(client, image, title, k)
         if as_json:
             typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
         else:
@@ -88,6 +90,8 @@ def categorize(
                 [(f"{category.probability:7.4f}", category.label) for category in answer.categories],
             )
             typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
+            if isinstance(answer, Judgement):
+                typer.echo("sure" if answer.sure else "look")
         return 0
 
     _run(ask, url, timeout, ca, header)
@@ -135,6 +139,18 @@ def match_colours(
         return 0
 
     _run(ask, url, timeout, ca, header)
+
+
+def _judged(client: ShelfwiseClient, image: Path | None, title: str | None, k: int) -> Categorization:
+    """The answer, with whether it is sure where the server says so: one of an older release does not."""
+    from client import ShelfwiseError
+
+    try:
+        return client.judge(image, title, k=k)
+    except ShelfwiseError as error:
+        if "sure_from" not in str(error):
+            raise
+        return client.categorize(image, title, k=k)
 
 
 def _run(

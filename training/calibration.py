@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 from torch import Tensor
@@ -139,8 +140,9 @@ def calibrate_head(head: CategoryHead, validation: Embeddings, precision: float)
     head.sure_from.fill_(NEVER)
     for way, logits, labels in logits_by_way(head, validation):
         number = way_number(way)
-        head.temperature[number] = fit_temperature(head.class_logits(logits), labels)
-        probability, classes = head.log_probability(logits, number).exp().max(1)
+        class_logits = head.class_logits(logits).float()
+        head.temperature[number] = fit_temperature(class_logits, labels)
+        probability, classes = torch.softmax(class_logits / head.temperature[number], dim=1).max(1)
         found = threshold(probability.cpu().numpy(), (classes == labels).cpu().numpy(), precision)
         head.sure_from[number] = NEVER if found is None else found
 
@@ -159,7 +161,7 @@ def answer_reports(
     reports = {}
     for way, logits, labels in logits_by_way(head, embeddings, among):
         number = way_number(way)
-        log_probability = head.log_probability(logits, number).cpu()
+        log_probability = torch.log_softmax(head.class_logits(logits).float(), dim=1).cpu()
         top, classes = log_probability.max(1)
         reports[way] = answer_report(
             top.exp().numpy(),

@@ -123,7 +123,7 @@ def answers_table(rows: Rows) -> str:
         (
             markdown(columns, lines),
             "Test split. near: of the first five answers, how many are among the 20 nearest labels. sure from: the\n"
-            'probability from which `shelfwise categorize` says "sure", chosen on the validation split for 99 % right.\n'
+            "probability from which `shelfwise categorize` says so, chosen on the validation split for 99 % right.\n"
             "filed, right: the share of products that have it, and of those that are right. filed at 99 %: the\n"
             "largest share that could be filed with 99 % right, by probability / by neighbour_kl.",
             risk_coverage(served),

@@ -93,7 +93,7 @@ def test_the_image_encoder_is_from_imagenet_and_goes_to_the_last_stage_as_it_is(
     assert settings.image_size == (112, 84)
     recipe = recipe_of(sample_feed, settings, tmp_path)
     encoder = recipe.encoders.image_encoder
-    pretrained = efficientnet_lite.imagenet_backbone()
+    pretrained = efficientnet_lite.imagenet_network()
     assert pretrained is not None
     torch.testing.assert_close(encoder.backbone.state_dict(), pretrained.state_dict())
     assert [stage.task.name for stage in recipe.stages()] == ["finetune"]
