@@ -167,7 +167,8 @@ def report_lines(metrics: Mapping[str, Any]) -> list[str]:
     """The metrics of a bundle, a line a recipe and way to ask."""
     return [
         f"{recipe + (' (served)' if recipe == metrics['served'] else ''):20} {asked:22} top-1 {report['top_1']:.4f}  "
-        f"top-5 {report['top_5']:.4f}  near in top-5 {report['near_in_top_5']:.2f}"
+        f"top-5 {report['top_5']:.4f}  near in top-5 {report['near_in_top_5']:.2f}  "
+        f"ECE {report['calibration_error']:.3f}  sure {report['sure']['share']:.1%}"
         for recipe, reports in metrics.items()
         if isinstance(reports, dict)
         for asked, report in reports.items()
