@@ -15,10 +15,10 @@ stand side by side in the bundle's config.json.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -106,17 +106,31 @@ class CategorizeSettings(Settings):
     precision: float = Field(0.99, gt=0, lt=1, description="share of right answers among those that need no person")
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
     head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
-    finetune: TrainConfig = TrainConfig(epochs=3, batch_size=64, learning_rate=1e-3)
+    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=1e-3)
+    imagenet: TrainConfig = Field(
+        TrainConfig(epochs=3, batch_size=64, learning_rate=1e-3),
+        description="of the image encoder from ImageNet, in place of the three stages; no epochs: those after all",
+    )
 
     @property
-    def imagenet(self) -> bool:
+    def from_imagenet(self) -> bool:
         """Whether the image encoder is the one from ImageNet."""
         return self.image_tower == "imagenet" and self.image_checkpoint is None and imagenet_weights() is not None
 
     @property
+    def last(self) -> TrainConfig:
+        """The training of encoders and head together."""
+        return self.imagenet if self.from_imagenet and self.imagenet.epochs else self.finetune
+
+    @property
     def suitable_size(self) -> tuple[int, int]:
         """Height and width of images where none is set."""
-        return PRETRAINED_SIZE if self.imagenet or self.image_checkpoint else super().suitable_size
+        return PRETRAINED_SIZE if self.from_imagenet or self.image_checkpoint else super().suitable_size
+
+    def overridden(self, given: Mapping[str, Any]) -> Self:
+        """As of all settings; `epochs` are those of the last stage, whichever it is."""
+        last = {"imagenet.epochs": given["epochs"]} if "epochs" in given else {}
+        return super().overridden({**given, **last})
 
 
 class CategorizerConfig(BundleConfig):
@@ -198,16 +212,17 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         self.has_pairs = len(self.examples.paired_rows("train")) > 0
         self.ways = ways_of(self.examples)
         self.embedded: tuple[Categorizer, Split, Embeddings] | None = None
-        if settings.image_tower == "imagenet" and settings.image_checkpoint is None and not settings.imagenet:
+        if settings.image_tower == "imagenet" and settings.image_checkpoint is None and not settings.from_imagenet:
             self.notes.append(f"the package {PACKAGE} is not installed: the image encoder is trained from scratch")
-        if not (self.has_pairs or settings.image_checkpoint or settings.finetune.epochs):
+        if not (self.has_pairs or settings.image_checkpoint or settings.last.epochs):
             raise FeedError(f"{store.feed} has no titles to train encoders with: fine-tune them, or give a checkpoint")
 
     def stages(self) -> Iterator[Stage]:
         """contrastive, head, finetune; the last alone where the encoder is from ImageNet or there are no pairs."""
         settings, examples = self.settings, self.examples
         image_encoder, text_encoder = self.encoders.image_encoder, self.encoders.text_encoder
-        end_to_end = settings.imagenet and settings.finetune.epochs > 0
+        last = settings.last
+        end_to_end = last is settings.imagenet
         if self.has_pairs and not end_to_end:
             yield Stage(ContrastiveTask(self.encoders, examples), settings.contrastive)
 
@@ -227,10 +242,10 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
             )
             task = HeadTask(model.head, train, validation, self.objective, self.evaluator, self.ways)
             yield Stage(task, settings.head, ("frozen", model), inputs=self.label_inputs)
-        if settings.finetune.epochs:
+        if last.epochs:
             tuned = copy.deepcopy(model)
             whole = FineTuneTask(tuned, examples, self.objective, self.evaluator, self.ways)
-            yield Stage(whole, settings.finetune, ("finetuned", tuned), inputs=self.label_inputs)
+            yield Stage(whole, last, ("finetuned", tuned), inputs=self.label_inputs)
 
     def prepare_labels(self) -> None:
         """Label neighbours, codes and what is made of them; names may be embedded by the text encoder just trained."""
@@ -346,7 +361,7 @@ def make_image_encoder(settings: CategorizeSettings) -> ImageEncoder:
     size, width = settings.image_size, settings.embed_dim
     if settings.image_checkpoint is not None:
         return image_encoder_from_checkpoint(settings.image_checkpoint, width, size)
-    pretrained = imagenet_image_encoder(*size, width) if settings.imagenet else None
+    pretrained = imagenet_image_encoder(*size, width) if settings.from_imagenet else None
     return pretrained or small_image_encoder(*size, width)
 
 

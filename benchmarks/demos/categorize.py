@@ -61,9 +61,10 @@ def demonstrate(client: ShelfwiseClient, feed: Feed, output: Path) -> list[dict[
             if not asked:
                 continue
             accuracy = measure_accuracy(client, asked, modality)
+            right = "" if accuracy.sure_right is None else f" ({accuracy.sure_right:.2%} right)"
             print(
                 f"  {modality + among:22} top-1 {accuracy.top_1:.4f}  top-5 {accuracy.top_5:.4f}"
-                f"  sure {accuracy.sure:.1%}{'' if accuracy.sure_right is None else f' ({accuracy.sure_right:.2%} right)'}"
+                f"  sure {accuracy.sure:.1%}{right}"
                 f"  ({accuracy.products} products, {accuracy.products_per_second:.0f}/s)",
                 flush=True,
             )

@@ -96,7 +96,9 @@ def test_the_image_encoder_is_from_imagenet_and_goes_to_the_last_stage_as_it_is(
     pretrained = efficientnet_lite.imagenet_network()
     assert pretrained is not None
     torch.testing.assert_close(encoder.backbone.state_dict(), pretrained.state_dict())
-    assert [stage.task.name for stage in recipe.stages()] == ["finetune"]
+    stages = list(recipe.stages())
+    assert [(stage.task.name, stage.config) for stage in stages] == [("finetune", settings.imagenet)]
+    assert settings.overridden({"epochs": 1}).last.epochs == 1
     assert recipe.notes == []
     frozen = recipe_of(sample_feed, settings.overridden({"epochs": 0, "image_height": 64}), tmp_path)
     assert frozen.store.size == (64, 84)
