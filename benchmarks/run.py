@@ -26,6 +26,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.quality.shapes",
         "benchmarks.quality.colours",
         "benchmarks.quality.answers",
+        "benchmarks.quality.colour_folds",
     ),
 }
 """Suite -> modules with a function main(quick, output)."""

@@ -196,7 +196,7 @@ class Parts:
         matcher = ColourMatcher(self.recipe.towers.image_encoder, self.recipe.towers.text_encoder, ColourHead(config))
         products = self._products(clean)
         embedded = FrozenProducts(products, self._training.views, self._training.place)
-        task = ColourFrozenTask(matcher, embedded, self.recipe.validation)
+        task = ColourFrozenTask(matcher, embedded, self.recipe.validation, self.recipe.settings.label_share)
         with tempfile.TemporaryDirectory() as temporary:  # no checkpoint: the next part has the same name
             fit(task, HEAD, Path(temporary), self.recipe.accelerator, seed=seed)
         for kind, evaluator in evaluators_of(self.recipe, clean).items():

@@ -146,12 +146,18 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
     pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
     grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels, settings.mix)
-    joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
+    joint = ColourJointTask(
+        matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight, settings.label_share
+    )
     embedded = frozen_products(matcher.image_encoder, grouped, views=1)
     tasks: dict[str, tuple[Task[Any], int, str]] = {
         "contrastive": (ColourContrastiveTask(towers, pairs, evaluator), settings.contrastive.batch_size, "photos"),
         "joint": (joint, settings.joint.batch_size, "products"),
-        "frozen": (ColourFrozenTask(matcher, embedded, evaluator), settings.frozen.batch_size, "products"),
+        "frozen": (
+            ColourFrozenTask(matcher, embedded, evaluator, settings.label_share),
+            settings.frozen.batch_size,
+            "products",
+        ),
     }
     for stage, (task, batch, unit) in tasks.items():
         yield described | {"stage": stage, "examples": unit, "batch": batch, **run_steps(task, batch, steps)}

@@ -99,7 +99,7 @@ def test_the_image_encoder_is_from_imagenet_and_goes_to_the_last_stage_as_it_is(
     stages = list(recipe.stages())
     assert [(stage.task.name, stage.config) for stage in stages] == [("finetune", settings.imagenet)]
     assert settings.overridden({"epochs": 1}).last.epochs == 1
-    assert recipe.notes == []
+    assert not [note for note in recipe.notes if "installed" in note]
     frozen = recipe_of(sample_feed, settings.overridden({"epochs": 0, "image_height": 64}), tmp_path)
     assert frozen.store.size == (64, 84)
     assert next(frozen.stages()).task.name == "contrastive", "without fine-tuning, the published recipe"
@@ -115,7 +115,7 @@ def test_without_the_package_the_encoder_is_trained_from_scratch_and_a_note_says
     assert recipe.encoders.image_encoder.config.backbone["model_type"] == "resnet"
     assert [note for note in recipe.notes if "is not installed: the image encoder is trained from scratch" in note]
     asked = recipe_of(sample_feed, settings.overridden({"image_tower": "scratch"}), tmp_path)
-    assert asked.notes == [], "who asks for it need not be told"
+    assert not [note for note in asked.notes if "installed" in note], "who asks for it need not be told"
 
 
 @pytest.mark.parametrize(("config", "sentence"), [('{"model_type": "bert"}', "is of kind 'bert'"), ("{", "is no JSON")])
