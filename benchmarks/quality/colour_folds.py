@@ -23,7 +23,7 @@ from catalogue.feed import detect_preset, open_feed
 from catalogue.product import Split, hash_share
 from models.efficientnet_lite import imagenet_weights
 from training.colour_examples import ColourExamples
-from training.match_colours import ColourRecipe, ColourSettings
+from training.match_colours import ColourMatcherBundle, ColourRecipe, ColourSettings
 from training.recipe import train
 from training.train import make_accelerator
 
@@ -83,7 +83,9 @@ def fold_rows(path: Path, name: str, settings: ColourSettings, fold: int) -> lis
     def make() -> Iterator[Row]:
         recipe = type(f"Fold{fold}", (FoldRecipe,), {"fold": fold})
         feed = open_feed(path, detect_preset(path))
-        bundle = train(recipe, feed, settings, folder / str(fold), make_accelerator(), stores=RUNS / "store")
+        bundle: ColourMatcherBundle = train(
+            recipe, feed, settings, folder / str(fold), make_accelerator(), stores=RUNS / "store"
+        )
         metrics = bundle.config.metrics
         for asked in PLAIN:
             if asked in metrics[metrics["served"]]:
