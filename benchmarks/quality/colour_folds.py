@@ -82,7 +82,7 @@ def fold_rows(path: Path, name: str, settings: ColourSettings, fold: int) -> lis
 
     def make() -> Iterator[Row]:
         recipe = type(f"Fold{fold}", (FoldRecipe,), {"fold": fold})
-        feed, run = open_feed(path, detect_preset(path)), folder / str(fold)
+        feed = open_feed(path, detect_preset(path))
         bundle: ColourMatcherBundle = train(
             recipe, feed, settings, folder / str(fold), make_accelerator(), stores=RUNS / "store"
         )
