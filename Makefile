@@ -42,17 +42,11 @@ RIVALS := benchmarks/serving/rivals
 # The pipeline on a page: feed -> train -> export -> serve, ask, measure.
 demo: $(addprefix demo-,$(SYSTEMS))
 
-demo-categorize: install $(FEED)
-	$(BIN)/shelfwise train categorize $(FEED) --run $(RUNS)/$(NAME)/categorize
-	$(BIN)/shelfwise export $(RUNS)/$(NAME)/categorize/bundle --repository $(RUNS)/$(NAME)/model_repository
-	$(BIN)/python -m benchmarks.demo $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
-		--bundle $(RUNS)/$(NAME)/categorize/bundle --output $(RUNS)/$(NAME)/demo
-
-demo-match-colours: install $(FEED)
-	$(BIN)/shelfwise train match-colours $(FEED) --run $(RUNS)/$(NAME)/match-colours
-	$(BIN)/shelfwise export $(RUNS)/$(NAME)/match-colours/bundle --repository $(RUNS)/$(NAME)/model_repository
-	$(BIN)/python -m benchmarks.demo_colours $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
-		--bundle $(RUNS)/$(NAME)/match-colours/bundle --output $(RUNS)/$(NAME)/demo
+$(addprefix demo-,$(SYSTEMS)): demo-%: install $(FEED)
+	$(BIN)/shelfwise train $* $(FEED) --run $(RUNS)/$(NAME)/$*
+	$(BIN)/shelfwise export $(RUNS)/$(NAME)/$*/bundle --repository $(RUNS)/$(NAME)/model_repository
+	$(BIN)/python -m benchmarks.demo $* $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
+		--bundle $(RUNS)/$(NAME)/$*/bundle --output $(RUNS)/$(NAME)/demo
 
 $(RUNS)/sample.parquet: | install
 	$(BIN)/shelfwise sample $@

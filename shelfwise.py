@@ -1,7 +1,8 @@
 """The command line of Shelfwise: one sub-command a step of the way, and no logic of its own.
 
     shelfwise sample PATH                     draw a catalogue to try everything on
-    shelfwise train categorize FEED --run DIR train, resume, and write DIR/bundle; match-colours likewise
+    shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
+    shelfwise settings SYSTEM                 what can be set about a training, each a flag
     shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
     shelfwise repository check                do configurations and files fit, can the plans run here
     shelfwise repository roll-out             a running server takes the newest version without a failed request
@@ -32,9 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Product understanding for a catalogue, trained and served.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a system on a product feed.")
 labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
-app.add_typer(train_app, name="train")
 app.add_typer(labels_app, name="labels")
 repository_app = typer.Typer(no_args_is_help=True, help="Check a model repository; take a new version into service.")
 app.add_typer(repository_app, name="repository")
@@ -87,91 +86,69 @@ def sample_colours(
     typer.echo(f"{path}: {summary.products} rows")
 
 
-@train_app.command("categorize")
-def train_categorize(
-    feed: Annotated[Path, typer.Argument(help="Product feed, .parquet or .csv.")],
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    system: Annotated[str, typer.Argument(help="Which system; `shelfwise settings` lists them.")],
+    feed: Annotated[Path, typer.Argument(help="Product feed.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
     preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Label representation: curriculum (default), one_hot, uniform, neighbour_uniform, neighbour_semantic, "
-            "binary_codes."
-        ),
+    store: Annotated[
+        Path | None,
+        typer.Option(envvar="SHELFWISE_STORE", help="Where decoded feeds are kept; by default beside the run."),
     ] = None,
-    kl_weight: Annotated[float | None, typer.Option(min=0, help="λ of the KL term; 0 is focal loss alone.")] = None,
-    label_encoder: Annotated[Path | None, typer.Option(help="Sentence encoder folder for category names.")] = None,
-    image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the image encoder.")] = None,
-    text_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face folder for the text encoder.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning; 0: frozen encoders.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
 ) -> None:
-    """Train a categorizer and write its bundle to RUN/bundle."""
+    """Train a system on a feed and write its bundle to RUN/bundle.
+
+    Every setting of its recipe is a flag too, e.g. --seed 1, --epochs 3, --kl-weight 0.5; `shelfwise settings SYSTEM`
+    lists them.
+    """
     from catalogue.feed import FeedError
-    from training.bundle import save_bundle
-    from training.categorize import CategorizeSettings, train_categorizer
+    from export.systems import system as system_named
+    from training.recipe import train as train_recipe
+    from training.settings import read_flags
     from training.train import make_accelerator
 
     try:
-        recipe = CategorizeSettings.model_validate_json(settings.read_text() if settings else "{}")
-        recipe = recipe.overridden(
-            labels=labels,
-            kl_weight=kl_weight,
-            label_encoder=label_encoder,
-            image_checkpoint=image_checkpoint,
-            text_checkpoint=text_checkpoint,
-            epochs=epochs,
-            seed=seed,
-        )
+        chosen = system_named(system)
+        given = chosen.settings.model_validate_json(settings.read_text() if settings else "{}")
+        recipe = given.overridden(read_flags(context.args))
         accelerator = make_accelerator()
         products = _open(feed, preset, column, on_error)
-        bundle = train_categorizer(products, recipe, run, accelerator)
+        bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
-            save_bundle(run / "bundle", bundle)
-            _print_skipped(products)
-            _print_metrics(bundle.config.metrics)
-            typer.echo(f"{run / 'bundle'} written")
-    except (FeedError, ValueError, OSError, FloatingPointError) as error:
-        fail(error)
-
-
-@train_app.command("match-colours")
-def train_match_colours(
-    feed: Annotated[Path, typer.Argument(help="Product feed with base colours, .parquet or .csv.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
-    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. base_colour=shade; repeatable.")] = None,
-    on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
-    settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
-    image_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face ResNet folder for photos.")] = None,
-    label_checkpoint: Annotated[Path | None, typer.Option(help="Hugging Face BERT folder for labels.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of training everything together.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-) -> None:
-    """Train a matcher of photos and colour labels and write its bundle to RUN/bundle."""
-    from catalogue.feed import FeedError
-    from training.colour_bundle import save_colour_bundle
-    from training.match_colours import ColourSettings, report_lines, train_colour_matcher
-    from training.train import make_accelerator
-
-    try:
-        recipe = ColourSettings.model_validate_json(settings.read_text() if settings else "{}").overridden(
-            image_checkpoint=image_checkpoint, label_checkpoint=label_checkpoint, epochs=epochs, seed=seed
-        )
-        accelerator = make_accelerator()
-        products = _open(feed, preset, column, on_error)
-        bundle = train_colour_matcher(products, recipe, run, accelerator)
-        if accelerator.is_main_process:
-            save_colour_bundle(run / "bundle", bundle)
-            _print_skipped(products)
-            for line in report_lines(bundle.config.metrics):
+            chosen.recipe.kind.save(run / "bundle", bundle)
+            for reason, rows in products.summary.skipped.most_common():
+                typer.echo(f"{feed}: {rows} rows left out: {reason}", err=True)
+            for note in bundle.config.training["notes"]:
+                typer.echo(f"note: {note}", err=True)
+            for line in chosen.report(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
     except (FeedError, ValueError, OSError, FloatingPointError) as error:
         fail(error)
+
+
+@app.command("settings")
+def list_settings(
+    system: Annotated[str | None, typer.Argument(help="Which system's; all systems are named without.")] = None,
+) -> None:
+    """List the settings of a system's recipe, each with its default and what it is."""
+    from export.systems import SYSTEMS
+    from export.systems import system as system_named
+
+    if system is None:
+        typer.echo("\n".join(SYSTEMS))
+        return
+    try:
+        chosen = system_named(system).settings()
+    except ValueError as error:
+        fail(error)
+    for name, value, description in chosen.listed():
+        typer.echo(f"--{name.replace('_', '-'):32} {value!s:18} {description}")
 
 
 @app.command()
@@ -419,23 +396,20 @@ def labels_show(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("runs/sample/categorize/bundle"),
 ) -> None:
     """Print the nearest labels of a category, with their similarity and their share of its soft label."""
-    from training.bundle import BundleError, load_bundle
+    from training.bundle import BundleError
+    from training.categorize import CATEGORIZER
 
     try:
-        loaded = load_bundle(bundle)
-        row = loaded.taxonomy.find(category)
+        loaded = CATEGORIZER.load(bundle)
+        taxonomy = loaded.extras["labels.txt"]
+        row = taxonomy.find(category)
     except (BundleError, ValueError) as error:
         fail(error)
-    table = loaded.neighbours
+    table = loaded.extras["neighbours.safetensors"]
     for number, similarity, weight in zip(
         table.ids[row].tolist(), table.similarities[row].tolist(), table.weights[row].tolist(), strict=True
     ):
-        typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {loaded.taxonomy.label(number)}")
-
-
-def _print_skipped(feed: Feed) -> None:
-    for reason, rows in feed.summary.skipped.most_common():
-        typer.echo(f"{feed.path}: {rows} rows left out: {reason}", err=True)
+        typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
 def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:
@@ -467,17 +441,6 @@ def _headers(assignments: list[str] | None) -> dict[str, str] | None:
             raise ValueError(f"--header wants KEY=VALUE, got {assignment!r}")
         headers[key] = value
     return headers or None
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    for recipe, reports in metrics.items():
-        if isinstance(reports, dict):
-            served = " (served)" if recipe == metrics["served"] else ""
-            for modality, report in reports.items():
-                typer.echo(
-                    f"{recipe + served:20} {modality:14} top-1 {report['top_1']:.4f}  top-5 {report['top_5']:.4f}  "
-                    f"near in top-5 {report['near_in_top_5']:.2f}"
-                )
 
 
 if __name__ == "__main__":

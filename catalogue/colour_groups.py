@@ -101,12 +101,15 @@ def colour_products(feed: Iterable[Product], split: Split, limit: int | None = N
 
 def colour_variant(product: Product) -> ColourVariant | None:
     """A product as a colour variant; None when the feed names no colour for it or it has no image."""
-    label = product.entities.get("base_colour")
-    if label is None or not product.images:
-        return None
-    rest, named = _colour_pattern(label).subn(" ", product.title)
-    group = " ".join(rest.split()).lower() or product.id
-    return ColourVariant(group, colour_name(label), label, named > 0, product.category, split_of(group))
+    label = product.entities.get("base_colour", "")
+    return variant_of(product.id, product.title, product.category, label) if label and product.images else None
+
+
+def variant_of(product_id: str, title: str, category: tuple[str, ...], label: str) -> ColourVariant:
+    """What a product with a photo and the colour `label` is a variant of."""
+    rest, named = _colour_pattern(label).subn(" ", title)
+    group = " ".join(rest.split()).lower() or product_id
+    return ColourVariant(group, colour_name(label), label, named > 0, category, split_of(group))
 
 
 @lru_cache(maxsize=4096)

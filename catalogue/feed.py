@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -144,6 +144,12 @@ class Feed:
         self.summary = summary
 
     # What is checked and read once a feed.
+
+    def fingerprint(self) -> str:
+        """What must be the same for what was made of a feed to be used again: its file, and how it is read."""
+        status = self.path.stat()
+        columns = repr(replace(self.columns, optional=frozenset())) + repr(sorted(self.columns.optional))
+        return repr((str(self.path.resolve()), status.st_size, status.st_mtime_ns, columns))
 
     def _present_columns(self) -> frozenset[str]:
         available = set(self._table.columns)

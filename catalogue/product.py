@@ -70,10 +70,15 @@ def split_of(key: str) -> Split:
     val, else train. The key is the product's id, or the id of its group where the members of a group (the colour
     variants of one product) must not be told apart by the split.
     """
-    u = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+    u = hash_share(key)
     if u < TEST_SHARE:
         return "test"
     return "val" if u < TEST_SHARE + VAL_SHARE else "train"
+
+
+def hash_share(key: str) -> float:
+    """Where a key falls in [0, 1), uniformly and always in the same place."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def check_label(label: str) -> None:

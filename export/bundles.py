@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from catalogue.feed import Feed
-from training.bundle import load_bundle, system_of
-from training.colour_bundle import load_colour_bundle
 
-from .categorize import categorizer_system
-from .match_colours import colour_matcher_system, colour_matcher_system_for_gpu
-from .precision import Runtime
 from .repository import SOURCE
-from .system import ExportReport, ExportTarget, ServedSystem, export_system
+from .system import ExportReport, ExportTarget, export_system
+from .systems import load_bundle
 
 
 def export_bundle(
@@ -40,12 +36,5 @@ def export_bundle(
         catalogue.feed.FeedError: the feed is broken, or has no product to calibrate on.
     """
     target = target or ExportTarget()
-    return export_system(_system(bundle_folder, feed, target), repository, target, progress=progress)
-
-
-def _system(bundle_folder: Path, feed: Feed | None, target: ExportTarget) -> ServedSystem:
-    if system_of(bundle_folder) == "categorize":
-        return categorizer_system(load_bundle(bundle_folder), bundle_folder, target.runtime, feed)
-    if target.runtime is Runtime.GPU:
-        return colour_matcher_system_for_gpu(load_colour_bundle(bundle_folder), bundle_folder, feed)
-    return colour_matcher_system(load_colour_bundle(bundle_folder), bundle_folder, target.runtime, feed)
+    system, bundle = load_bundle(bundle_folder)
+    return export_system(system.served(bundle, bundle_folder, target, feed), repository, target, progress=progress)

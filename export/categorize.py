@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ import catalogue.images
 from catalogue.feed import Feed, FeedError
 from catalogue.images import decode_image, is_readable
 from catalogue.product import PATH_SEPARATOR, Product
+from catalogue.taxonomy import Taxonomy
 from models.tokenizer import encode
-from training.bundle import CategorizerBundle
+from training.categorize import CategorizerBundle, CategorizeRecipe, CategorizeSettings
 
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, Names, ServedCategoryHead, ServedEncoders
 from .precision import Runtime
-from .system import ServedSystem
+from .system import ExportTarget, ServedSystem
+from .systems import System
 
 ENSEMBLE = "categorize"
 CALIBRATION_PRODUCTS = 256
@@ -30,16 +33,16 @@ PARITY_PRODUCTS = 1000  # asked in three ways each: 99.9 % is three changed answ
 
 
 def categorizer_system(
-    bundle: CategorizerBundle, bundle_folder: Path, runtime: Runtime, feed: Feed | None = None
+    bundle: CategorizerBundle, bundle_folder: Path, target: ExportTarget, feed: Feed | None = None
 ) -> ServedSystem:
-    """What there is to export of a categorizer for a runtime; arguments as in `export.bundles.export_bundle`."""
+    """What there is to export of a categorizer for a target; arguments as in `export.bundles.export_bundle`."""
     inputs = calibration = [real_inputs(bundle, bundle.samples)]
     if feed is not None:
         calibration = [real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))]
         inputs = [*inputs, real_inputs(bundle, whole_products(feed, "val", PARITY_PRODUCTS))]
     return ServedSystem(
         ensemble=ENSEMBLE,
-        graphs=categorizer_graphs(bundle, trim=runtime is not Runtime.TENSORRT),
+        graphs=categorizer_graphs(bundle, trim=target.runtime is not Runtime.TENSORRT),
         fused="categorizer",
         inputs=inputs,
         calibration=calibration,
@@ -47,7 +50,7 @@ def categorizer_system(
         readiness=readiness_requests(bundle.samples[0]),
         release={
             "trained_on": bundle.config.training.get("feed"),
-            "classes": len(bundle.taxonomy.paths),
+            "classes": len(taxonomy_of(bundle).paths),
             "recipe": bundle.config.metrics.get("served"),
         },
     )
@@ -91,7 +94,7 @@ def categorizer_graphs(bundle: CategorizerBundle, *, trim: bool = True) -> list[
         ),
         GraphSpec(
             "category_head",
-            ServedCategoryHead(bundle.model.head, bundle.neighbours, config.top_k),
+            ServedCategoryHead(bundle.model.head, bundle.extras["neighbours.safetensors"], config.top_k),
             {
                 "image_embeds": embeds,
                 "text_embeds": embeds.clone(),
@@ -137,9 +140,14 @@ def readiness_requests(product: Product) -> list[dict[str, str]]:
     return [{"image": base64.b64encode(image).decode(), "title": title} for image, title in ways_to_ask(product)]
 
 
+def taxonomy_of(bundle: CategorizerBundle) -> Taxonomy:
+    """The categories of a bundle."""
+    return cast(Taxonomy, bundle.extras["labels.txt"])
+
+
 def category_names(bundle: CategorizerBundle) -> list[str]:
     """The full path of every category, "Apparel > Topwear > Tshirts", by id."""
-    return [PATH_SEPARATOR.join(path) for path in bundle.taxonomy.paths]
+    return [PATH_SEPARATOR.join(path) for path in taxonomy_of(bundle).paths]
 
 
 def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
@@ -152,3 +160,24 @@ def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[
     (folder / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
     labels = "".join(f"{name}\n" for name in category_names(bundle))
     (path(ENSEMBLE) / "labels.txt").write_text(labels, encoding="utf-8")
+
+
+def report_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of a bundle, a line a recipe and way to ask."""
+    return [
+        f"{recipe + (' (served)' if recipe == metrics['served'] else ''):20} {asked:22} top-1 {report['top_1']:.4f}  "
+        f"top-5 {report['top_5']:.4f}  near in top-5 {report['near_in_top_5']:.2f}"
+        for recipe, reports in metrics.items()
+        if isinstance(reports, dict)
+        for asked, report in reports.items()
+    ]
+
+
+CATEGORIZE = System(
+    "categorize",
+    CategorizeSettings,
+    CategorizeRecipe,
+    served=categorizer_system,
+    report=report_lines,
+    demo="benchmarks.demos.categorize:demonstrate",
+)

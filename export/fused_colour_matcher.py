@@ -24,7 +24,7 @@ from models.matcher import MatcherConfig
 
 SERVED_MODULES = {
     "kernels": ("__init__", "matcher", "matcher_torch", "matcher_triton", "matcher_weights", "ragged"),
-    "models": ("__init__", "colour_matcher", "colour_tower", "dual_encoder", "encoders", "matcher"),
+    "models": ("__init__", "attention", "colour_matcher", "colour_tower", "encoders", "matcher"),
 }
 CONFIG_FILE, WEIGHTS_FILE = "matcher.json", "model.safetensors"
 # Products to compile the kernel on before the first request, one for each of its tiles: of 32 and of 128 tokens.
@@ -68,8 +68,8 @@ class FusedColourMatcher:
         longest = int(attention_mask.sum(1).max())  # no label needs more of the bundle's length
         tokens = (tensor[:, :longest].to(self.device) for tensor in (input_ids, attention_mask))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            image_embeds = self.model.image_tower(pixel_values.to(self.device))
-            label_embeds = self.model.label_tower(*tokens)
+            image_embeds = self.model.image_encoder(pixel_values.to(self.device))
+            label_embeds = self.model.text_encoder(*tokens)
         head = self.model.head
         image_tokens, label_tokens = head.image_norm(image_embeds), head.label_norm(label_embeds)
         logits = match_products(self.weights, image_tokens, label_tokens, photos, labels).cpu()
@@ -77,7 +77,7 @@ class FusedColourMatcher:
 
     def warm_up(self) -> None:
         """Answers invented products, so that the kernel is compiled and the towers' algorithms chosen."""
-        tower, length = self.model.image_tower.config, self.model.label_tower.config.max_length
+        tower, length = self.model.image_encoder.config, self.model.text_encoder.config.max_length
         for photos, labels in WARM_UP:
             tokens = torch.ones(labels, length, dtype=torch.int64)
             pixels = torch.zeros(photos, tower.height, tower.width, 3, dtype=torch.uint8)
@@ -87,8 +87,8 @@ class FusedColourMatcher:
 def save_fused(folder: Path, model: ColourMatcher, dtype: torch.dtype) -> None:
     """Writes the network and what it computes in to `folder`."""
     config = {
-        "image_tower": model.image_tower.config.model_dump(mode="json"),
-        "label_tower": model.label_tower.config.model_dump(mode="json"),
+        "image_encoder": model.image_encoder.config.model_dump(mode="json"),
+        "text_encoder": model.text_encoder.config.model_dump(mode="json"),
         "matcher": model.head.matcher.config.model_dump(mode="json"),
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -104,8 +104,8 @@ def load_fused(folder: Path, device: torch.device) -> FusedColourMatcher:
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
     model = ColourMatcher(
-        ColourTower(ColourTowerConfig(**config["image_tower"])),
-        TextEncoder(TextEncoderConfig(**config["label_tower"])),
+        ColourTower(ColourTowerConfig(**config["image_encoder"])),
+        TextEncoder(TextEncoderConfig(**config["text_encoder"])),
         ColourHead(MatcherConfig(**config["matcher"])),
     )
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))

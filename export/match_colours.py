@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,15 @@ from catalogue.images import decode_image
 from catalogue.product import Product, Split
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
-from training.colour_bundle import ColourMatcherBundle
+from training.match_colours import ColourMatcherBundle, ColourRecipe, ColourSettings, sample_groups
 
 from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
 from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
 from .repository import SOURCE, read_config
-from .system import ServedSystem, TorchModel
+from .system import ExportTarget, ServedSystem, TorchModel
+from .systems import System
 
 ENSEMBLE = "match_colours"
 READINESS_REQUESTS = 3
@@ -80,15 +82,15 @@ class ServedColourMatcher(nn.Module):
             [B, n, m] float32, narrowed to the largest product when trimmed (no side below 2). The row of a photo that
             is there sums to 1 over the labels that are; all else is 0.
         """
-        tower, length = self.model.image_tower.config, self.model.label_tower.config.max_length
+        tower, length = self.model.image_encoder.config, self.model.text_encoder.config.max_length
         if not self.trim:
             pixel_values = pixel_values.to(torch.float32)  # TensorRT reshapes no uint8
         pixel_values = pixel_values.view(-1, tower.height, tower.width, 3)
         input_ids, attention_mask = input_ids.view(-1, length), attention_mask.view(-1, length)
         if self.trim:
             input_ids, attention_mask = trimmed(input_ids, attention_mask)
-        photos, photo_present = self.by_product(self.model.image_tower(pixel_values), pair_present.any(2))
-        labels, label_present = self.by_product(self.model.label_tower(input_ids, attention_mask), pair_present.any(1))
+        photos, photo_present = self.by_product(self.model.image_encoder(pixel_values), pair_present.any(2))
+        labels, label_present = self.by_product(self.model.text_encoder(input_ids, attention_mask), pair_present.any(1))
         logits = self.model.head.padded(photos, labels, photo_present, label_present)
         return logits.softmax(-1) * photo_present[:, :, None]
 
@@ -102,17 +104,29 @@ class ServedColourMatcher(nn.Module):
 
 
 def colour_matcher_system(
-    bundle: ColourMatcherBundle, bundle_folder: Path, runtime: Runtime, feed: Feed | None = None
+    bundle: ColourMatcherBundle, bundle_folder: Path, target: ExportTarget, feed: Feed | None = None
 ) -> ServedSystem:
-    """What there is to export of a colour matcher for a runtime; arguments as in `export.bundles.export_bundle`."""
-    products = [(photos_of(group), labels) for group in bundle.samples for labels in ways_to_ask(bundle, group)]
+    """What there is to export of a colour matcher for a target; arguments as in `export.bundles.export_bundle`.
+
+    Raises:
+        ExportError: a GPU is to run it, and the fused matcher does not have this one.
+    """
+    system = _colour_matcher_graph(bundle, bundle_folder, target, feed)
+    return _on_the_fused_matcher(system, bundle) if target.runtime is Runtime.GPU else system
+
+
+def _colour_matcher_graph(
+    bundle: ColourMatcherBundle, bundle_folder: Path, target: ExportTarget, feed: Feed | None
+) -> ServedSystem:
+    groups = sample_groups(bundle.samples)
+    products = [(photos_of(group), labels) for group in groups for labels in ways_to_ask(bundle, group)]
     inputs = [real_inputs(bundle, batch) for batch in [*([product] for product in products), *full_batches(products)]]
     calibration = inputs
     if feed is not None:
         train, val = products_of(feed, "train", CALIBRATION_PRODUCTS), products_of(feed, "val", PARITY_PRODUCTS)
         calibration = [real_inputs(bundle, batch) for batch in full_batches(train)]
         inputs = [*inputs, *(real_inputs(bundle, batch) for batch in full_batches(val))]
-    graph = colour_graph(bundle, trim=runtime is not Runtime.TENSORRT)
+    graph = colour_graph(bundle, trim=target.runtime is not Runtime.TENSORRT)
     pixels, tokens = (graph.inputs[name] for name in ("pixel_values", "input_ids"))
     return ServedSystem(
         ensemble=ENSEMBLE,
@@ -120,7 +134,7 @@ def colour_matcher_system(
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
-        readiness=[readiness_request(product) for product in bundle.samples[:READINESS_REQUESTS]],
+        readiness=[readiness_request(product) for product in groups[:READINESS_REQUESTS]],
         release={
             "trained_on": bundle.config.training.get("feed"),
             "stage": bundle.config.metrics.get("served"),
@@ -134,15 +148,8 @@ def colour_matcher_system(
     )
 
 
-def colour_matcher_system_for_gpu(
-    bundle: ColourMatcherBundle, bundle_folder: Path, feed: Feed | None = None
-) -> ServedSystem:
-    """What there is to export where the fused matcher serves: a Python model with the graph's inputs and outputs.
-
-    Raises:
-        ExportError: the fused matcher does not have this one.
-    """
-    system = colour_matcher_system(bundle, bundle_folder, Runtime.GPU, feed)
+def _on_the_fused_matcher(system: ServedSystem, bundle: ColourMatcherBundle) -> ServedSystem:
+    """A system whose matcher is a Python model with the graph's inputs and outputs."""
     [graph] = system.graphs
     try:
         bundle.model.head.matcher.packed_weights()
@@ -176,7 +183,7 @@ def _write_fused(bundle: ColourMatcherBundle, folder: Path, precision: Precision
 def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The answers of a written fused matcher on the CPU to a batch in the graph's form, in the graph's room."""
     fused = load_fused(folder, torch.device("cpu"))
-    tower, length = fused.model.image_tower.config, fused.model.label_tower.config.max_length
+    tower, length = fused.model.image_encoder.config, fused.model.text_encoder.config.max_length
     present = inputs["pair_present"]
     sizes = [(int(product[:, 0].sum()), int(product[0].sum())) for product in present]
     answers = fused(
@@ -194,8 +201,8 @@ def _run_fused(folder: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarr
 
 def colour_graph(bundle: ColourMatcherBundle, *, trim: bool = True) -> GraphSpec:
     """The ONNX model of a colour matcher; `trim` as in `ServedColourMatcher`."""
-    tower = bundle.config.image_tower
-    tokens = torch.ones(EXAMPLE_LABELS * bundle.config.label_tower.max_length, dtype=torch.int64)
+    tower = bundle.config.image_encoder
+    tokens = torch.ones(EXAMPLE_LABELS * bundle.config.text_encoder.max_length, dtype=torch.int64)
     return GraphSpec(
         "colour_matcher",
         ServedColourMatcher(bundle.model, trim=trim),
@@ -228,7 +235,7 @@ def pair_present(sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 def ways_to_ask(bundle: ColourMatcherBundle, group: Sequence[Product]) -> list[list[str]]:
     """A product's labels: its own, and with all other colours of the bundle as further ones."""
-    every = sorted({product.entities["base_colour"] for group in bundle.samples for product in group})
+    every = sorted({product.entities["base_colour"] for product in bundle.samples})
     own = [product.entities["base_colour"] for product in group]
     return [own, [*own, *(colour for colour in every if colour not in own)]]
 
@@ -257,7 +264,7 @@ def full_batches(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
 
 def real_inputs(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> dict[str, Tensor]:
     """Products, each with its image files and labels, in one batch as the graph takes it."""
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
     files = [photo for photos, _ in asked for photo in photos]
     pixels = np.stack([decode_image(file, tower.height, tower.width) for file in files])
     tokens = encode(bundle.tokenizer, [label for _, labels in asked for label in clean_labels(labels)])
@@ -284,12 +291,38 @@ def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path:
     shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
     shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
     sizes = {
         "height": tower.height,
         "width": tower.width,
-        "max_length": bundle.config.label_tower.max_length,
+        "max_length": bundle.config.text_encoder.max_length,
         "rooms": ROOMS,
     }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
     shutil.copyfile(models.assignment.__file__, path("assign_colours") / "assignment.py")
+
+
+def report_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of a bundle, a line a stage and kind of product."""
+    lines = [f"{'share of photos / of whole products right':44} {'arg-max':17} {'one-to-one':17}"]
+    for stage, reports in metrics.items():
+        if isinstance(reports, dict):
+            served = " (served)" if stage == metrics["served"] else ""
+            for kind, report in reports.items():
+                figures = [
+                    f"{report[d]['images']:.4f} / {report[d]['products']:.4f}" for d in ("arg_max", "one_to_one")
+                ]
+                lines.append(
+                    f"{stage + served:16} {kind:27} {figures[0]:17} {figures[1]:17} ({report['products']} products)"
+                )
+    return lines
+
+
+MATCH_COLOURS = System(
+    "match-colours",
+    ColourSettings,
+    ColourRecipe,
+    served=colour_matcher_system,
+    report=report_lines,
+    demo="benchmarks.demos.match_colours:demonstrate",
+)

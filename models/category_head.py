@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from .attention import SelfAttention
+
 
 class CategoryHeadConfig(BaseModel):
     """Widths of the category head."""
@@ -24,29 +26,6 @@ class CategoryHeadConfig(BaseModel):
     hidden_dim: PositiveInt = 512
     num_heads: PositiveInt = 4
     dropout: NonNegativeFloat = 0.1
-
-
-class AttentionFusion(nn.Module):
-    """One pre-norm self-attention layer over the two tokens (image, text), with a residual."""
-
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
-        super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(embed_dim)
-        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
-        self.output = nn.Linear(embed_dim, embed_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, 2, D]."""
-        batch, length, width = tokens.shape
-        projected = self.query_key_value(self.norm(tokens)).view(batch, length, 3, self.num_heads, -1)
-        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
-        # Written out: over two tokens a fused attention kernel costs more than it saves (3x on a CPU).
-        weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
-        attended = weights @ value
-        return tokens + self.output(attended.transpose(1, 2).reshape(batch, length, width))
 
 
 class CategoryHead(nn.Module):
@@ -76,7 +55,7 @@ class CategoryHead(nn.Module):
         self.text_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.absent_image = nn.Parameter(0.02 * torch.randn(width))
         self.absent_text = nn.Parameter(0.02 * torch.randn(width))
-        self.fusion = AttentionFusion(width, config.num_heads)
+        self.fusion = SelfAttention(width, config.num_heads)
         self.mlp = nn.Sequential(
             nn.LayerNorm(2 * width),
             nn.Linear(2 * width, config.hidden_dim),

@@ -6,34 +6,12 @@ and a shift) and hands them to the units of `models/matcher.py`. Labels that rep
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from .colour_tower import ColourTower
-from .dual_encoder import MAX_LOGIT_SCALE
 from .encoders import TextEncoder
 from .matcher import Matcher, MatcherConfig
-
-
-class ColourTowers(nn.Module):
-    """The two towers and the temperature between their embeddings, as in CLIP: what the contrastive stage trains."""
-
-    def __init__(self, image_tower: ColourTower, label_tower: TextEncoder) -> None:
-        super().__init__()
-        self.image_tower = image_tower
-        self.label_tower = label_tower
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, H, W, 3] uint8 and twice [U, L] int64 -> image_embeds [N, D], label_embeds [U, D], scale of cosines."""
-        return self.image_tower(pixel_values), self.label_tower(input_ids, attention_mask), self.scale
-
-    @property
-    def scale(self) -> Tensor:
-        """What multiplies the cosines, at most 100."""
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 class ColourHead(nn.Module):
@@ -78,7 +56,7 @@ class ColourMatcher(nn.Module):
     """Photos and labels of products to the logits of every pair within a product.
 
     Args:
-        image_tower, label_tower: of the same embedding width.
+        image_encoder, text_encoder: of the same embedding width.
         head: of that width.
 
     Raises:
@@ -87,13 +65,13 @@ class ColourMatcher(nn.Module):
 
     INPUTS = ("pixel_values", "input_ids", "attention_mask", "label_index", "cu_images", "cu_labels")
 
-    def __init__(self, image_tower: ColourTower, label_tower: TextEncoder, head: ColourHead) -> None:
+    def __init__(self, image_encoder: ColourTower, text_encoder: TextEncoder, head: ColourHead) -> None:
         super().__init__()
-        widths = (image_tower.config.embed_dim, label_tower.config.projection_dim, head.matcher.config.embed_dim)
+        widths = (image_encoder.config.embed_dim, text_encoder.config.projection_dim, head.matcher.config.embed_dim)
         if len(set(widths)) > 1:
             raise ValueError(f"image tower, label tower and matcher have widths {widths}; they must be one")
-        self.image_tower = image_tower
-        self.label_tower = label_tower
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
         self.head = head
 
     def forward(
@@ -116,6 +94,6 @@ class ColourMatcher(nn.Module):
         Returns:
             Logits [Σ n·m] float32, image_embeds [N, D] and label_embeds [U, D].
         """
-        image_embeds = self.image_tower(pixel_values)
-        label_embeds = self.label_tower(input_ids, attention_mask)
+        image_embeds = self.image_encoder(pixel_values)
+        label_embeds = self.text_encoder(input_ids, attention_mask)
         return self.head(image_embeds, label_embeds[label_index], cu_images, cu_labels), image_embeds, label_embeds

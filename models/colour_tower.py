@@ -7,7 +7,6 @@ and normalises in the graph.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, ResNetConfig
 
+from .attention import SelfAttention
 from .encoders import IMAGENET_MEAN, IMAGENET_STD, backbone_from_config, normalised, plain_config, require_checkpoint
 
 
@@ -32,31 +32,6 @@ class ColourTowerConfig(BaseModel):
     width: PositiveInt
     crop_height: PositiveInt  # of their centre, all that is looked at
     crop_width: PositiveInt
-
-
-class SegmentAttention(nn.Module):
-    """One pre-norm self-attention layer over the segments of each image, with a residual.
-
-    Written out: for the twenty segments of a small tower torch's fused attention is no faster forward, and on a CPU its
-    backward pass takes ten times as long.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads={num_heads}")
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, segments: Tensor) -> Tensor:
-        """[N, S, D] -> [N, S, D]."""
-        images, length, width = segments.shape
-        projected = self.query_key_value(self.norm(segments)).view(images, length, 3, self.num_heads, -1)
-        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1) @ value
-        return segments + self.output(attended.transpose(1, 2).reshape(images, length, width))
 
 
 class ColourTower(nn.Module):
@@ -88,7 +63,7 @@ class ColourTower(nn.Module):
             _, channels, rows, columns = self.backbone.eval()(pixel_values=empty).last_hidden_state.shape
         self.segments = nn.Linear(channels, width)
         self.position = nn.Parameter(0.02 * torch.randn(rows * columns, width))
-        self.attention = SegmentAttention(width, config.num_heads)
+        self.attention = SelfAttention(width, config.num_heads)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )

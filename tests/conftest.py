@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from training.bundle import Bundle
+    from training.recipe import Recipe
+    from training.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -67,11 +73,20 @@ def categorize_bundle(sample_feed: Path, build_once: BuildOnce) -> Path:
     return build_once("categorize", lambda run: train_sample_categorizer(sample_feed, run)) / "bundle"
 
 
-def train_sample_categorizer(feed: Path, run: Path) -> None:
+def train_and_save(recipe: type[Recipe[Any, Any, Any]], feed: Path, settings: Settings, run: Path) -> Bundle[Any, Any]:
+    """A system trained on a feed, its bundle written to RUN/bundle."""
     from catalogue.feed import open_feed
-    from training.bundle import save_bundle
-    from training.categorize import CategorizeSettings, train_categorizer
-    from training.train import TrainConfig, make_accelerator
+    from training.recipe import train
+    from training.train import make_accelerator
+
+    bundle = train(recipe, open_feed(feed), settings, run, make_accelerator())
+    recipe.kind.save(run / "bundle", bundle)
+    return bundle
+
+
+def train_sample_categorizer(feed: Path, run: Path) -> None:
+    from training.categorize import CategorizeRecipe, CategorizeSettings
+    from training.settings import TrainConfig
 
     settings = CategorizeSettings(
         image_height=64,
@@ -82,7 +97,7 @@ def train_sample_categorizer(feed: Path, run: Path) -> None:
         head=TrainConfig(epochs=2, batch_size=64),
         finetune=TrainConfig(epochs=1, batch_size=32),
     )
-    save_bundle(run / "bundle", train_categorizer(open_feed(feed), settings, run, make_accelerator()))
+    train_and_save(CategorizeRecipe, feed, settings, run)
 
 
 @pytest.fixture(scope="session")
@@ -122,10 +137,8 @@ def colour_bundle(colour_feed: Path, build_once: BuildOnce) -> Path:
 
 
 def train_sample_matcher(feed: Path, run: Path) -> None:
-    from catalogue.feed import open_feed
-    from training.colour_bundle import save_colour_bundle
-    from training.match_colours import ColourSettings, train_colour_matcher
-    from training.train import TrainConfig, make_accelerator
+    from training.match_colours import ColourRecipe, ColourSettings
+    from training.settings import TrainConfig
 
     settings = ColourSettings(
         image_height=64,
@@ -135,7 +148,7 @@ def train_sample_matcher(feed: Path, run: Path) -> None:
         frozen=TrainConfig(epochs=1, batch_size=16, learning_rate=5e-4),
         views=1,
     )
-    save_colour_bundle(run / "bundle", train_colour_matcher(open_feed(feed), settings, run, make_accelerator()))
+    train_and_save(ColourRecipe, feed, settings, run)
 
 
 @pytest.fixture(scope="session")

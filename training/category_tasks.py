@@ -1,7 +1,10 @@
-"""The categorizer's two trainings: a head on frozen encoders (the published recipe), and the whole network end to end.
+"""The categorizer's three trainings: encoders by contrast, a head on frozen encoders, the whole network end to end.
 
-Both drop a modality at random, so that a product without an image or without a title is nothing new to the head.  The
-head alone sees cached embeddings: an epoch over them takes seconds, whatever the encoders cost.
+contrastive   both encoders on (image, title) pairs, CLIP's objective over the pairs of all processes
+head          on cached embeddings (the published recipe): an epoch takes seconds, whatever the encoders cost
+finetune      encoders and head together
+
+The last two drop a modality at random, so that a product without an image or a title is nothing new to the head.
 """
 
 from __future__ import annotations
@@ -12,18 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead
+from models.encoders import ImageEncoder
+from models.two_towers import TwoTowers
 
-from .embeddings import Embeddings, embed_examples
-from .examples import AugmentedPairs, BatchRequest, Examples
+from .contrastive import contrastive_loss
+from .distributed import gather_with_gradients
+from .embeddings import CachedEmbeddings, Embeddings, embed_examples
+from .examples import AugmentedPairs, Examples
 from .feature_codes import FeatureCodes
 from .labels import LabelScheme, NeighbourTable
 from .losses import LabelLoss, code_loss
 from .metrics import CategoryMetrics, CategoryReport
-from .train import Batch
+from .train import Batch, Losses, Task
 
 MODALITIES = ("image + title", "image", "title")
 TOKEN_DROPOUT = 0.1
@@ -91,12 +97,16 @@ class CategoryEvaluator:
         self.new_metrics = new_metrics
 
     @torch.no_grad()
-    def reports(self, head: CategoryHead, embeddings: Embeddings) -> dict[str, CategoryReport]:
-        """A report per modality; rows that lack the modality asked for are left out."""
+    def reports(
+        self, head: CategoryHead, embeddings: Embeddings, among: np.ndarray | None = None
+    ) -> dict[str, CategoryReport]:
+        """A report per modality; rows that lack the modality asked for, or are not `among` [M] bool, are left out."""
         reports = {}
         for modality in MODALITIES:
             use_image, use_title = "image" in modality, "title" in modality
             rows = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.labels.device)
+            if among is not None:
+                rows &= torch.from_numpy(among).to(rows.device)
             if use_image:
                 rows &= embeddings.image_present[:, 0]
             if use_title:
@@ -125,22 +135,57 @@ class CategoryEvaluator:
         }
 
 
-class CachedEmbeddings(Dataset[Batch]):
-    """Batches sliced from embeddings in memory, on the device where they are."""
+class ContrastiveTask(Task[TwoTowers[ImageEncoder]]):
+    """Trains two towers on the pairs of the training split."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
-        self.embeddings = embeddings
+    name = "contrastive"
 
-    def __len__(self) -> int:
-        return len(self.embeddings)
+    def __init__(self, model: TwoTowers[ImageEncoder], examples: Examples) -> None:
+        super().__init__()
+        self.model = model
+        self.examples = examples
+        self.dataset = AugmentedPairs(examples, examples.paired_rows("train"))
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
-        """image_embeds, text_embeds [B, D], image_present, text_present [B, 1] bool, labels [B]."""
-        rows = torch.from_numpy(np.sort(request.rows)).to(self.embeddings.labels.device)
-        return {name: getattr(self.embeddings, name)[rows] for name in Embeddings.__dataclass_fields__}
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """image_embeds and text_embeds [B, D], and the scale of their cosines."""
+        outputs = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+        return dict(zip(("image_embeds", "text_embeds", "scale"), outputs, strict=True))
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The contrastive loss over the pairs of all processes."""
+        image_embeds, text_embeds = (gather_with_gradients(outputs[name]) for name in ("image_embeds", "text_embeds"))
+        return {"contrastive": contrastive_loss(image_embeds, text_embeds, outputs["scale"])}
+
+    def scalars(self, outputs: Batch) -> Batch:
+        """The scale of the cosines."""
+        return {"logit_scale": outputs["scale"].detach()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Image-to-text recall at 1 and 5 among 100 validation pairs, averaged over as many hundreds as there are."""
+        rows = self.examples.paired_rows("val")
+        rows = rows[np.random.default_rng(0).permutation(len(rows))][: 100 * max(1, len(rows) // 100)]
+        if not len(rows):
+            return {}
+        embeddings = embed_examples(self.model.image_encoder, self.model.text_encoder, self.examples, rows)
+        hundreds = zip(embeddings.image_embeds.split(100), embeddings.text_embeds.split(100), strict=True)
+        recalls = torch.stack([recall_of_pairs(images, texts, at=(1, 5)) for images, texts in hundreds])
+        recall_at_1, recall_at_5 = recalls.mean(0).tolist()
+        return {"recall_at_1_of_100": recall_at_1, "recall_at_5_of_100": recall_at_5}
 
 
-class HeadTask:
+def recall_of_pairs(image_embeds: Tensor, text_embeds: Tensor, at: tuple[int, ...]) -> Tensor:
+    """Shares of N images whose own text is among the k nearest of the N texts, a share for each k.
+
+    Args:
+        image_embeds, text_embeds: [N, D], unit length; row i of both is the same product.
+        at: the k.
+    """
+    cosines = image_embeds @ text_embeds.T
+    rank = (cosines > cosines.diagonal()[:, None]).sum(1)
+    return torch.stack([(rank < k).float().mean() for k in at])
+
+
+class HeadTask(Task[CategoryHead]):
     """Trains the head alone, on embeddings of frozen encoders."""
 
     name = "head"
@@ -154,6 +199,7 @@ class HeadTask:
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
+        super().__init__()
         self.model = head
         self.dataset = CachedEmbeddings(train)
         self.validation = validation
@@ -165,18 +211,21 @@ class HeadTask:
         """Sets the targets of the epoch."""
         self.objective.start_epoch(epoch)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one batch of embeddings."""
-        image_present, text_present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        logits = model(batch["image_embeds"], batch["text_embeds"], image_present, text_present)
-        return self.objective(logits, batch["labels"]), {}
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Logits of a batch of embeddings."""
+        present = self.dropout.apply(batch["image_present"], batch["text_present"])
+        return {"logits": model(batch["image_embeds"], batch["text_embeds"], *present)}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The objective."""
+        return {"objective": self.objective(outputs["logits"], batch["labels"])}
 
     def evaluate(self) -> dict[str, float]:
         """Top-1 and top-5 accuracy of every modality on the validation split."""
         return self.evaluator.accuracies(self.model, self.validation)
 
 
-class FineTuneTask:
+class FineTuneTask(Task[Categorizer]):
     """Trains encoders and head together."""
 
     name = "finetune"
@@ -189,6 +238,7 @@ class FineTuneTask:
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
+        super().__init__()
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.rows("train"), token_dropout=TOKEN_DROPOUT)
@@ -200,11 +250,14 @@ class FineTuneTask:
         """Sets the targets of the epoch."""
         self.objective.start_epoch(epoch)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one batch of images and titles."""
-        image_present, text_present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        logits = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], image_present, text_present)
-        return self.objective(logits, batch["labels"]), {}
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Logits of a batch of images and titles."""
+        present = self.dropout.apply(batch["image_present"], batch["text_present"])
+        return {"logits": model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], *present)}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The objective."""
+        return {"objective": self.objective(outputs["logits"], batch["labels"])}
 
     def evaluate(self) -> dict[str, float]:
         """Top-1 and top-5 accuracy of every modality on the validation split."""

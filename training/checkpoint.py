@@ -1,6 +1,7 @@
-"""Checkpoints of a running training: model, optimiser and position in one safetensors file.
+"""Checkpoints of a running training: model, optimiser, combiner of losses and position in one safetensors file.
 
 Safetensors rather than torch.save because no pickle is ever loaded, and one file because it is replaced atomically.
+The main process alone reads and writes it: other machines of a cluster need not see its disk.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from catalogue.atomic import atomic_file
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: `batch` batches of `epoch` are done; `fingerprint` names the run's configuration."""
+    """Where a training stands: `batch` batches of `epoch` are done; `fingerprint` names all that it depends on."""
 
     epoch: int
     batch: int
@@ -27,45 +29,60 @@ class Position:
     fingerprint: str
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Replaces the checkpoint at `path`."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    with atomic_file(path) as aside:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            aside,
-            metadata={"position": json.dumps(asdict(position))},
-        )
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds the state of."""
+
+    model: nn.Module
+    combiner: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def save(self, path: Path, position: Position) -> None:
+        """Replaces the checkpoint at `path`."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"combiner.{name}": tensor for name, tensor in self.combiner.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        with atomic_file(path) as aside:
+            save_file(
+                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                aside,
+                metadata={"position": json.dumps(asdict(position))},
+            )
+
+    def restore(self, path: Path, fingerprint: str) -> Position | None:
+        """Takes on the state of the checkpoint that the main process finds at `path`; None when there is none.
+
+        Raises:
+            ValueError: the checkpoint belongs to a run that depends on something else; on every process.
+        """
+        found = broadcast_object_list([_read(path)])[0]
+        if found is None:
+            return None
+        position, tensors = found
+        if position.fingerprint != fingerprint:
+            raise ValueError(f"{path} belongs to a run with other settings; remove it, or choose another run folder")
+        self.model.load_state_dict(_part(tensors, "model."))
+        self.combiner.load_state_dict(_part(tensors, "combiner."))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            number, key = name.split(".", 1)
+            parameter = parameters[int(number)]
+            if tensor.shape == parameter.shape:  # a moment: fused AdamW takes its parameter's layout for granted
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        return position
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> Position | None:
-    """Restores the checkpoint at `path` into model and optimiser; None when there is none to use.
-
-    Raises:
-        ValueError: the checkpoint belongs to a run with another configuration.
-    """
+def _read(path: Path) -> tuple[Position, dict[str, Tensor]] | None:
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
         position = Position(**json.loads(file.metadata()["position"]))
-        if position.fingerprint != fingerprint:
-            raise ValueError(f"{path} belongs to a run with other settings; remove it, or choose another run folder")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            parameter = parameters[int(number)]
-            if (
-                tensor.shape == parameter.shape
-            ):  # a moment: laid out as its parameter, which fused AdamW takes for granted
-                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return position
+        return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

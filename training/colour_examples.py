@@ -1,6 +1,6 @@
-"""Photos and colours of a feed as arrays, and the batches that the colour matcher is trained on.
+"""The photos of a store with their colours, and the batches that the colour matcher is trained on.
 
-Pixels are decoded once into a memory-mapped file. What a batch holds is a function of its request alone: which groups,
+What a batch holds is a function of its request alone: which groups,
 which photos of them, how a seller would write the colours, in which order; so a resumed run goes on as if unbroken.
 Half of a batch's groups are real ones (titles that differ in the colour word), half are drawn within a category, some
 of them with labels that no photo shows. Pixels are mirrored, shifted and blurred, which all keep colour.
@@ -8,11 +8,9 @@ of them with labels that no photo shows. Pixels are mirrored, shifted and blurre
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +18,14 @@ from scipy.ndimage import gaussian_filter
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
-from catalogue.atomic import atomic_folder
-from catalogue.colour_groups import ColourGroup, ColourGroups, ColourVariant, colour_variant
-from catalogue.feed import Feed, FeedError
+from catalogue.colour_groups import ColourGroup, ColourGroups, ColourVariant, variant_of
+from catalogue.feed import FeedError
 from catalogue.label_noise import LabelNoise, written_labels
+from catalogue.store import Store
 from models.tokenizer import encode_to_longest
 
-from .examples import BatchRequest, augment, decode_images, feed_fingerprint, holds
+from .examples import augment
+from .sampling import BatchRequest
 from .train import Batch
 
 SHIFT = 4
@@ -54,10 +53,10 @@ class ProductMix:
 
 @dataclass(frozen=True)
 class ColourExamples:
-    """N photos with what the feed says of them; row i of both is the same photo."""
+    """N photos with what the feed says of them; row i is photo i of the store."""
 
-    pixel_values: np.ndarray  # [N, H, W, 3] uint8
-    variants: tuple[ColourVariant | None, ...]  # None where the photo could not be decoded
+    store: Store  # whose N photos they are
+    variants: tuple[ColourVariant | None, ...]  # [N], None where the photo cannot be used
 
     def rows(self, split: str) -> np.ndarray:
         """Indices of the photos of a split."""
@@ -68,36 +67,22 @@ class ColourExamples:
         return sorted({variant.colour for variant in self.variants if variant and variant.split == "train"})
 
 
-def prepare_colour_examples(feed: Feed, height: int, width: int, folder: Path) -> ColourExamples:
-    """Decodes the photos of a feed under `folder`, or opens them when they are there already.
-
-    Args:
-        feed: products with a base colour and an image; others are passed over.
-        height, width: pixels that images are brought to.
-        folder: holds the array; written whole or not at all.
+def make_colour_examples(store: Store) -> ColourExamples:
+    """The photos of a store with their colours; products without a base colour are passed over.
 
     Raises:
-        FeedError: the feed has no product with a colour and an image.
+        FeedError: the feed has no product with a colour and a photo that can be read.
     """
-    variants: list[ColourVariant] = []
-    for product in feed:
-        variant = colour_variant(product)
-        if variant is not None:
-            variants += [variant] * len(product.images)
-    if not variants:
-        raise FeedError(f"{feed.path} has no product with both an image and a base_colour")
-    recipe = feed_fingerprint(feed) | {"height": height, "width": width, "photos": len(variants)}
-    if not holds(folder, recipe):
-        with atomic_folder(folder) as aside:
-            photos = (image for product in feed if colour_variant(product) is not None for image in product.images)
-            present = decode_images(photos, len(variants), height, width, aside / "pixel_values.npy")
-            np.save(aside / "present.npy", present)
-            (aside / "recipe.json").write_text(json.dumps(recipe))
-    present = np.load(folder / "present.npy")
-    return ColourExamples(
-        np.load(folder / "pixel_values.npy", mmap_mode="r"),
-        tuple(variant if there else None for variant, there in zip(variants, present, strict=True)),
-    )
+    labels = store.entities["base_colour"]
+    variants = [
+        variant_of(store.ids[product], store.titles[product], store.categories[product], labels[product])
+        if readable and labels[product]
+        else None
+        for product, readable in zip(store.photo_product.tolist(), store.readable.tolist(), strict=True)
+    ]
+    if not any(variants):
+        raise FeedError(f"{store.feed} has no product with both an image and a base_colour")
+    return ColourExamples(store, tuple(variants))
 
 
 class ColourPairs(Dataset[Batch]):
@@ -121,7 +106,7 @@ class ColourPairs(Dataset[Batch]):
         variants = [variant for row in rows if (variant := self.examples.variants[row])]
         labels = [self.clean(written_labels([variant.colour], self.noise, chance))[0] for variant in variants]
         input_ids, attention_mask = encode_to_longest(self.tokenizer, labels)
-        pixels = augment_photos(self.examples.pixel_values[rows], np.random.default_rng(request.seed))
+        pixels = augment_photos(self.examples.store.photos(rows), np.random.default_rng(request.seed))
         return {
             "pixel_values": torch.from_numpy(pixels),
             "input_ids": torch.from_numpy(input_ids),
@@ -165,9 +150,8 @@ class ColourProducts(Dataset[Batch]):
     def __getitem__(self, request: BatchRequest) -> Batch:
         """A batch of P products with N photos and M labels in all, see `product_batch`; pixel_values are augmented."""
         batch = self.without_photos(request)
-        pixels = augment_photos(
-            self.examples.pixel_values[batch["photos"].numpy()], np.random.default_rng(request.seed)
-        )
+        photos = self.examples.store.photos(batch["photos"].numpy())
+        pixels = augment_photos(photos, np.random.default_rng(request.seed))
         return {"pixel_values": torch.from_numpy(pixels)} | batch
 
     def without_photos(self, request: BatchRequest) -> Batch:

@@ -23,66 +23,57 @@ from torch.utils.data import Dataset
 from catalogue.colour_groups import ColourGroup
 from catalogue.colour_labels import clean_labels
 from kernels.ragged import split_logits
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
+from models.colour_matcher import ColourHead, ColourMatcher
+from models.colour_tower import ColourTower
+from models.two_towers import TwoTowers
 
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
 from .colour_metrics import ColourReport, colour_report
-from .examples import BatchRequest
-from .train import Batch
-
-EMBED_BATCH = 256
-
-
-def supervised_contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric cross-entropy over the cosines of N images and U texts, shared evenly among a row's positives.
-
-    Args:
-        image_embeds, text_embeds: [N, D], [U, D], unit length.
-        scale: multiplies the cosines.
-        positives: [N, U] bool, at least one in every row. Texts without a positive are negatives alone.
-
-    Source: Khosla et al., "Supervised Contrastive Learning", 2020, L_out.
-    """
-    logits = scale * image_embeds.float() @ text_embeds.float().T
-    targets = positives.float()
-    by_image = F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
-    shown = positives.any(0)
-    of_texts = targets.T[shown]
-    by_text = F.cross_entropy(logits.T[shown], of_texts / of_texts.sum(1, keepdim=True))
-    return (by_image + by_text) / 2
+from .contrastive import contrastive_loss
+from .distributed import gather_with_gradients
+from .embeddings import evaluating, in_batches
+from .sampling import BatchRequest
+from .train import Batch, Losses, Task, WeightedSum
 
 
-class ColourContrastiveTask:
+class ColourContrastiveTask(Task[TwoTowers[ColourTower]]):
     """Trains both towers on single photos and their colours."""
 
     name = "contrastive"
 
     def __init__(
         self,
-        model: ColourTowers,
+        model: TwoTowers[ColourTower],
         pairs: ColourPairs,
         evaluator: ColourEvaluator,
     ) -> None:
+        super().__init__()
         self.model = model
         self.dataset = pairs
         self.evaluator = evaluator
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """image_embeds and text_embeds [B, D], and the scale of their cosines."""
+        outputs = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+        return dict(zip(("image_embeds", "text_embeds", "scale"), outputs, strict=True))
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The supervised contrastive loss of a batch; every process has its own negatives."""
-        image_embeds, text_embeds, scale = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-        positives = batch["colours"][:, None] == batch["colours"]
-        loss = supervised_contrastive_loss(image_embeds, text_embeds, scale, positives)
-        return loss, {"logit_scale": scale.detach()}
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The supervised contrastive loss over the photos and colours of all processes."""
+        image_embeds, text_embeds = (gather_with_gradients(outputs[name]) for name in ("image_embeds", "text_embeds"))
+        colours = gather_with_gradients(batch["colours"])
+        positives = colours[:, None] == colours
+        return {"contrastive": contrastive_loss(image_embeds, text_embeds, outputs["scale"], positives)}
+
+    def scalars(self, outputs: Batch) -> Batch:
+        """The scale of the cosines."""
+        return {"logit_scale": outputs["scale"].detach()}
 
     def evaluate(self) -> dict[str, float]:
         """The report of matching validation products by cosine alone, each photo for itself."""
         return self.evaluator.cosine_report(self.model).flat()
 
 
-class ColourJointTask:
+class ColourJointTask(Task[ColourMatcher]):
     """Trains towers and head together on products.
 
     Args:
@@ -103,22 +94,26 @@ class ColourJointTask:
         evaluator: ColourEvaluator,
         contrastive_weight: float,
     ) -> None:
+        super().__init__()
+        self.combiner = WeightedSum({"contrast": contrastive_weight})
         self.model = model
         self.scale = scale
         self.dataset = products
         self.evaluator = evaluator
-        self.contrastive_weight = contrastive_weight
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Packed logits [Σ n·m], image_embeds [N, D] and label_embeds [U, D]."""
+        outputs = model(*(batch[name] for name in ColourMatcher.INPUTS))
+        return dict(zip(("logits", "image_embeds", "label_embeds"), outputs, strict=True))
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy over each product's labels plus the weighted contrastive loss over the batch."""
-        logits, image_embeds, label_embeds = model(*(batch[name] for name in ColourMatcher.INPUTS))
-        matching = matching_loss(logits, batch["answers"], batch["cu_images"], batch["cu_labels"])
-        contrast = supervised_contrastive_loss(image_embeds, label_embeds, self.scale, batch["positives"])
-        scalars = {"matching": matching.detach(), "contrast": contrast.detach()}
-        return matching + self.contrastive_weight * contrast, scalars
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """Cross-entropy over each product's labels, and the contrastive loss over the batch."""
+        return {
+            "matching": matching_loss(outputs["logits"], batch["answers"], batch["cu_images"], batch["cu_labels"]),
+            "contrast": contrastive_loss(
+                outputs["image_embeds"], outputs["label_embeds"], self.scale, batch["positives"]
+            ),
+        }
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
@@ -143,28 +138,28 @@ class FrozenProducts(Dataset[Batch]):
         return batch | {"image_embeds": self.views[torch.from_numpy(view), self.place[batch["photos"].numpy()]]}
 
 
-class ColourFrozenTask:
+class ColourFrozenTask(Task[ColourHead]):
     """Trains the head alone, on embeddings of fixed towers."""
 
     name = "frozen"
 
     def __init__(self, matcher: ColourMatcher, products: FrozenProducts, evaluator: ColourEvaluator) -> None:
+        super().__init__()
         self.model = matcher.head
         self.dataset = products
         self.evaluator = evaluator
-        self.label_tower = matcher.label_tower.eval()
+        self.text_encoder = matcher.text_encoder.eval()
         self.label_embeds: dict[bytes, Tensor] = {}  # of the texts met so far: sellers' wordings come again and again
         self.validation = evaluator.embed(matcher)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Packed logits [Σ n·m]."""
+        label_embeds = self._embed_labels(batch["input_ids"], batch["attention_mask"])[batch["label_index"]]
+        return {"logits": model(batch["image_embeds"], label_embeds, batch["cu_images"], batch["cu_labels"])}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
         """Cross-entropy over each product's labels."""
-        label_embeds = self._embed_labels(batch["input_ids"], batch["attention_mask"])
-        lengths = (batch["cu_images"], batch["cu_labels"])
-        logits = model(batch["image_embeds"], label_embeds[batch["label_index"]], *lengths)
-        return matching_loss(logits, batch["answers"], *lengths), {}
+        return {"matching": matching_loss(outputs["logits"], batch["answers"], batch["cu_images"], batch["cu_labels"])}
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
@@ -176,7 +171,7 @@ class ColourFrozenTask:
         texts = [row[:length].tobytes() for row, length in rows]
         new = [row for row, text in enumerate(texts) if text not in self.label_embeds]
         if new:
-            embeds = self.label_tower(input_ids[new], attention_mask[new])
+            embeds = self.text_encoder(input_ids[new], attention_mask[new])
             self.label_embeds |= {texts[row]: embed for row, embed in zip(new, embeds, strict=True)}
         return torch.stack([self.label_embeds[text] for text in texts])
 
@@ -226,7 +221,7 @@ class ColourEvaluator:
         """How well a head in evaluation mode does on what `embed` gave."""
         return self.measured(self.answers(head, image_embeds, label_embeds))
 
-    def cosine_report(self, model: ColourTowers) -> ColourReport:
+    def cosine_report(self, model: TwoTowers[ColourTower]) -> ColourReport:
         """How well two towers do by cosine alone, each photo for itself."""
         image_embeds, label_embeds = self.embed(model)
         with torch.no_grad():
@@ -238,12 +233,13 @@ class ColourEvaluator:
         )
 
     @torch.no_grad()
-    def embed(self, model: ColourMatcher | ColourTowers) -> tuple[Tensor, Tensor]:
+    def embed(self, model: ColourMatcher | TwoTowers[ColourTower]) -> tuple[Tensor, Tensor]:
         """Embeddings [N, D] of all photos and [M, D] of all labels by towers in evaluation mode, on their device."""
-        device = model.image_tower.position.device
+        device = model.image_encoder.position.device
         rows, place = np.unique(self.batch["photos"].numpy(), return_inverse=True)  # products share photos
-        texts = model.label_tower.eval()(*(self.batch[name].to(device) for name in ("input_ids", "attention_mask")))
-        return embed_photos(model.image_tower, self.examples, rows)[place].to(device), texts[self.batch["label_index"]]
+        texts = model.text_encoder.eval()(*(self.batch[name].to(device) for name in ("input_ids", "attention_mask")))
+        photos = embed_photos(model.image_encoder, self.examples, rows)[place]
+        return photos.to(device), texts[self.batch["label_index"]]
 
     @torch.no_grad()
     def answers(self, head: ColourHead, image_embeds: Tensor, label_embeds: Tensor) -> list[np.ndarray]:
@@ -258,16 +254,16 @@ class ColourEvaluator:
         return colour_report(zip(answers, truths, strict=True))
 
 
-@torch.no_grad()
 def embed_photos(tower: nn.Module, examples: ColourExamples, rows: np.ndarray, seed: int | None = None) -> Tensor:
     """Embeddings [N, D] of the photos `rows` [N], by a tower in evaluation mode; of augmented photos with a seed."""
     generator = None if seed is None else np.random.default_rng(seed)
     device = next(tower.parameters()).device
-    tower.eval()
-    parts = []
-    for start in range(0, len(rows), EMBED_BATCH):
-        pixels = examples.pixel_values[rows[start : start + EMBED_BATCH]]
+
+    def embed(batch: np.ndarray) -> tuple[Tensor]:
+        pixels = examples.store.photos(batch)
         if generator is not None:
             pixels = augment_photos(pixels, generator)
-        parts.append(tower(torch.from_numpy(pixels).to(device)).cpu())
-    return torch.cat(parts)
+        return (tower(torch.from_numpy(pixels).to(device)).cpu(),)
+
+    with evaluating(tower):
+        return in_batches(embed, rows)[0]

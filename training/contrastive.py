@@ -1,70 +1,35 @@
-"""Contrastive training of the two encoders on (image, title) pairs, CLIP's objective.
+"""Contrastive loss between images and texts: CLIP's, and the supervised one where several texts fit an image.
 
-Under several processes the negatives are gathered from all of them, with gradients, so N processes with batch B train
-on the same N*B x N*B cosine matrix as one process with batch N*B would.
-Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; several
+positives as in Khosla et al., "Supervised Contrastive Learning", 2020 (L_out), across two towers as in UniCL, Yang et
+al., 2022.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-import torch.distributed
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch import Tensor
 from torch.nn import functional as F
 
-from models.dual_encoder import DualEncoder
 
-from .embeddings import embed_examples
-from .examples import AugmentedPairs, Examples
-from .train import Batch
-
-
-def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy over the cosine matrix of N pairs.
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, positives: Tensor | None = None
+) -> Tensor:
+    """Symmetric cross-entropy over the cosines of N images and U texts.
 
     Args:
-        image_embeds, text_embeds: [N, D], unit length; row i of both is the same product.
+        image_embeds, text_embeds: [N, D] and [U, D], unit length.
         scale: multiplies the cosines, the inverse of the temperature.
+        positives: [N, U] bool, which texts fit an image, at least one in every row; a row's share is the same for all
+            of them, and texts that fit no image are negatives alone. None: row i of both sides is the same product.
     """
     logits = scale * image_embeds.float() @ text_embeds.float().T
-    labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-class ContrastiveTask:
-    """Trains a dual encoder on the pairs of the training split."""
-
-    name = "contrastive"
-
-    def __init__(self, model: DualEncoder, examples: Examples) -> None:
-        self.model = model
-        self.examples = examples
-        self.dataset = AugmentedPairs(examples, examples.paired_rows("train"))
-
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The contrastive loss over the pairs of all processes."""
-        image_embeds, text_embeds, scale = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-        if torch.distributed.is_initialized():
-            image_embeds = torch.cat(all_gather(image_embeds))
-            text_embeds = torch.cat(all_gather(text_embeds))
-        return contrastive_loss(image_embeds, text_embeds, scale), {"logit_scale": scale.detach()}
-
-    def evaluate(self) -> dict[str, float]:
-        """Image-to-text recall at 1 and 5 among 100 validation pairs, averaged over as many hundreds as there are."""
-        rows = self.examples.paired_rows("val")
-        rows = rows[np.random.default_rng(0).permutation(len(rows))][: 100 * max(1, len(rows) // 100)]
-        embeddings = embed_examples(self.model.image_encoder, self.model.text_encoder, self.examples, rows)
-        recalls: list[Tensor] = []
-        for image_embeds, text_embeds in zip(
-            embeddings.image_embeds.split(100), embeddings.text_embeds.split(100), strict=True
-        ):
-            cosines = image_embeds @ text_embeds.T
-            rank = (cosines > cosines.diagonal()[:, None]).sum(1)
-            recalls.append(torch.stack([(rank < 1).float().mean(), (rank < 5).float().mean()]))
-        recall_at_1, recall_at_5 = torch.stack(recalls).mean(0).tolist()
-        return {"recall_at_1_of_100": recall_at_1, "recall_at_5_of_100": recall_at_5}
+    if positives is None:
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    targets = positives.float()
+    by_image = F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+    shown = positives.any(0)
+    of_texts = targets.T[shown]
+    by_text = F.cross_entropy(logits.T[shown], of_texts / of_texts.sum(1, keepdim=True))
+    return (by_image + by_text) / 2

@@ -1,43 +1,45 @@
 """The recipe of the colour matcher: feed in, bundle out.
 
-    read the feed -> decoded photos, colour groups, a character tokenizer
+    store -> photos with colours, colour groups, a character tokenizer
       -> contrastive   both towers on photos and written colours
       -> joint         towers and head on products, real ones and ones drawn within a category
       -> frozen        the head on embeddings of the fixed towers, several augmented views of every photo
       -> bundle        the joint or the frozen one, whichever is better on validation products, asked in all ways
 
-Test products, by the hash of their group, are measured in the end: real groups, harder ones, with more labels than
-photos, and with labels written as sellers write them. Every stage keeps its own checkpoint; a killed run goes on.
+Test products, by the hash of their group, are measured in the end: real groups, those of unseen photos among them,
+harder ones, with more labels than photos, and with labels written as sellers write them.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from tokenizers import Tokenizer
 
-from catalogue.colour_groups import ColourGroup, ColourGroups, colour_variant
+from catalogue.colour_groups import ColourGroups, colour_variant
 from catalogue.colour_labels import clean_labels
 from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
-from models.colour_tower import ColourTower, colour_tower_from_checkpoint, small_colour_tower
-from models.encoders import TextEncoder, small_text_encoder, text_encoder_from_checkpoint
+from catalogue.store import Store
+from models.colour_matcher import ColourHead, ColourMatcher
+from models.colour_tower import ColourTower, ColourTowerConfig, colour_tower_from_checkpoint, small_colour_tower
+from models.encoders import TextEncoder, TextEncoderConfig, small_text_encoder, text_encoder_from_checkpoint
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
+from models.two_towers import TwoTowers
 
-from .colour_bundle import ColourMatcherBundle, ColourMatcherConfig
-from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, ProductMix, prepare_colour_examples
+from .bundle import Bundle, BundleConfig, BundleKind
+from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, ProductMix, make_colour_examples
 from .colour_tasks import (
     ColourContrastiveTask,
     ColourEvaluator,
@@ -46,7 +48,8 @@ from .colour_tasks import (
     FrozenProducts,
     embed_photos,
 )
-from .train import TrainConfig, fit
+from .recipe import Recipe, Stage
+from .settings import Settings, TrainConfig
 
 SAMPLES = 16
 HARDER_PRODUCTS = 500
@@ -54,14 +57,12 @@ DISTRACTORS = 4
 WRITINGS_PER_COLOUR = 200
 
 
-class ColourSettings(BaseModel):
+class ColourSettings(Settings):
     """Settings of the whole recipe."""
 
-    model_config = ConfigDict(extra="forbid")
+    aliases: ClassVar = {"epochs": "joint.epochs"}
 
-    image_height: PositiveInt = Field(80, description="pixels photos are brought to")
-    image_width: PositiveInt = 64
-    image_checkpoint: Path | None = Field(None, description="Hugging Face ResNet folder to start the image tower from")
+    image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image tower from")
     label_checkpoint: Path | None = Field(None, description="Hugging Face BERT folder: labels go through it and a GRU")
     matcher: MatcherConfig = MatcherConfig()
     noise: LabelNoise = LabelNoise()
@@ -71,119 +72,141 @@ class ColourSettings(BaseModel):
     frozen: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=5e-4)
     contrastive_weight: NonNegativeFloat = Field(0.5, description="of the contrastive loss beside the joint one")
     views: PositiveInt = Field(4, description="augmented views of every photo that the frozen stage sees")
-    seed: NonNegativeInt = 0
-
-    def overridden(self, *, epochs: int | None = None, seed: int | None = None, **given: Any) -> ColourSettings:
-        """These settings with what a command line gives; None leaves a setting as it is.
-
-        Args:
-            epochs: of the joint stage.
-            seed: of every stage.
-            given: any other setting by name.
-
-        Raises:
-            ValueError: a value is not allowed; the message names it.
-        """
-        values = self.model_dump() | {name: value for name, value in given.items() if value is not None}
-        if epochs is not None:
-            values["joint"] = values["joint"] | {"epochs": epochs}
-        if seed is not None:
-            values["seed"] = seed
-        for stage in ("contrastive", "joint", "frozen"):
-            values[stage] = values[stage] | {"seed": values["seed"]}
-        return ColourSettings.model_validate(values)
 
 
-@dataclass(frozen=True)
-class ColourMaterial:
-    """What the stages share: the photos, the tokenizer of labels, and the measuring of validation products."""
+class ColourMatcherConfig(BundleConfig):
+    """`config.json` of a colour matcher's bundle."""
 
-    examples: ColourExamples
-    tokenizer: Tokenizer
-    validation: ColourEvaluator
+    system: Literal["match-colours"] = "match-colours"
+    image_encoder: ColourTowerConfig
+    text_encoder: TextEncoderConfig
+    matcher: MatcherConfig
 
 
-def train_colour_matcher(
-    feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator, *, clean: Clean = clean_labels
-) -> ColourMatcherBundle:
-    """Trains a colour matcher.
+ColourMatcherBundle = Bundle[ColourMatcherConfig, ColourMatcher]
 
-    Args:
-        feed: products with a base colour; groups of split "train" are learnt from, "val" chooses, "test" is measured.
-        settings: see `ColourSettings`.
-        folder: of the run: decoded photos, checkpoints, TensorBoard files. Given again, the run is resumed.
-        accelerator: from `training.train.make_accelerator`.
-        clean: cleans the labels of a product; the server cleans with `clean_labels`.
 
-    Returns:
-        The bundle, not yet written.
+def build_colour_matcher(config: ColourMatcherConfig) -> ColourMatcher:
+    """A colour matcher of the given architecture with random weights."""
+    return ColourMatcher(
+        ColourTower(config.image_encoder), TextEncoder(config.text_encoder), ColourHead(config.matcher)
+    )
+
+
+def sample_groups(samples: Sequence[Product]) -> list[list[Product]]:
+    """The samples of a bundle, one a colour, as products of the matcher: those that differ in the colour word alone.
 
     Raises:
-        catalogue.feed.FeedError: the feed is broken, or has no products in several colours.
+        ValueError: a sample has no image or no base_colour.
     """
-    towers, material = train_towers(feed, settings, folder, accelerator, clean=clean)
-    examples, tokenizer = material.examples, material.tokenizer
-    torch.manual_seed(settings.seed)  # the same head, whether the stage before was trained just now or resumed
-    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
-    products = ColourProducts(examples, tokenizer, settings.noise, clean, settings.mix)
-    scale = towers.scale.detach()
-    joint = ColourJointTask(matcher, scale, products, material.validation, settings.contrastive_weight)
-    fit(joint, settings.joint, folder, accelerator)
-    candidates = {"joint": matcher}
-    if settings.frozen.epochs:
-        tuned = copy.deepcopy(matcher)
-        with accelerator.autocast():  # as the tower was trained
-            embedded = frozen_products(tuned.image_tower, products, settings.views)
-        frozen = ColourFrozenTask(tuned, embedded, material.validation)
-        fit(frozen, settings.frozen, folder, accelerator)
-        candidates["frozen"] = tuned
-
-    groups = {split: ColourGroups(examples.variants, split) for split in ("train", "val", "test")}
-    choosing, measuring = (split_evaluators(examples, groups[split], tokenizer, clean) for split in ("val", "test"))
-    scores, metrics = {}, {}
-    for name, candidate in candidates.items():
-        candidate.eval()
-        scores[name] = np.mean([list(evaluator.report(candidate).flat().values()) for evaluator in choosing.values()])
-        metrics[name] = {kind: asdict(evaluator.report(candidate)) for kind, evaluator in measuring.items()}
-    served = max(scores, key=lambda name: scores[name])
-
-    config = ColourMatcherConfig(
-        image_tower=matcher.image_tower.config,
-        label_tower=matcher.label_tower.config,
-        matcher=settings.matcher,
-        training={
-            "feed": feed.path.name,
-            "photos": {split: len(examples.rows(split)) for split in ("train", "val", "test")},
-            "groups": {split: len(own) for split, own in groups.items()},
-            "settings": settings.model_dump(mode="json"),
-        },
-        metrics={"served": served, **metrics},
-    )
-    samples = sample_products(feed, examples, list(groups["test"].evaluation())[:SAMPLES])
-    return ColourMatcherBundle(config, candidates[served].cpu(), tokenizer, samples)
+    groups: dict[str, list[Product]] = {}
+    for sample in samples:
+        variant = colour_variant(sample)
+        if variant is None:
+            raise ValueError(f"samples.parquet: product {sample.id!r} has no image or no base_colour")
+        groups.setdefault(variant.group, []).append(sample)
+    return list(groups.values())
 
 
-def train_towers(
-    feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator, *, clean: Clean = clean_labels
-) -> tuple[ColourTowers, ColourMaterial]:
-    """Prepares a feed and trains both towers contrastively on it: the first part of the recipe.
+def check_colour_matcher(bundle: ColourMatcherBundle) -> None:
+    """Raises ValueError where a sample is no colour variant."""
+    sample_groups(bundle.samples)
 
-    Arguments and errors as in `train_colour_matcher`.
+
+COLOUR_MATCHER = BundleKind(
+    ColourMatcherConfig,
+    build_colour_matcher,
+    text_encoder=lambda config: config.text_encoder,
+    check=check_colour_matcher,
+)
+
+
+class ColourRecipe(Recipe[ColourSettings, ColourMatcherConfig, ColourMatcher]):
+    """A colour matcher trained on one feed.
+
+    `clean` cleans the labels of a product; the server cleans with `clean_labels`.
     """
-    with accelerator.main_process_first():
-        examples = prepare_colour_examples(feed, settings.image_height, settings.image_width, folder / "photos")
-    for split in ("val", "test"):
-        if not len(ColourGroups(examples.variants, split)):
-            raise FeedError(
-                f"{feed.path} has no product in two colours in split {split!r}: see catalogue.colour_groups"
-            )
-    tokenizer = label_tokenizer(examples.colours(), settings, clean)
-    validation = ColourGroups(examples.variants, "val").evaluation()
-    material = ColourMaterial(examples, tokenizer, ColourEvaluator(examples, list(validation), tokenizer, clean))
-    towers = colour_towers(settings, tokenizer)
-    pairs = ColourPairs(examples, tokenizer, settings.noise, clean)
-    fit(ColourContrastiveTask(towers, pairs, material.validation), settings.contrastive, folder, accelerator)
-    return towers, material
+
+    kind = COLOUR_MATCHER
+    own_splits = True
+    clean: Clean = staticmethod(clean_labels)
+
+    def __init__(self, store: Store, settings: ColourSettings, accelerator: Accelerator) -> None:
+        super().__init__(store, settings, accelerator)
+        self.examples = make_colour_examples(store)
+        self.groups = {split: ColourGroups(self.examples.variants, split) for split in ("train", "val", "test")}
+        for split in ("val", "test"):
+            if not len(self.groups[split]):
+                raise FeedError(
+                    f"{store.feed} has no product in two colours in split {split!r}: see catalogue.colour_groups"
+                )
+        self.tokenizer = label_tokenizer(self.examples.colours(), settings, self.clean)
+        self.validation = ColourEvaluator(
+            self.examples, list(self.groups["val"].evaluation()), self.tokenizer, self.clean
+        )
+        self.products = ColourProducts(self.examples, self.tokenizer, settings.noise, self.clean, settings.mix)
+        self.towers = colour_towers(settings, self.tokenizer).to(accelerator.device)
+
+    def stages(self) -> Iterator[Stage]:
+        """contrastive, joint, frozen."""
+        settings = self.settings
+        yield self.contrastive_stage()
+        head = ColourHead(settings.matcher)
+        matcher = ColourMatcher(self.towers.image_encoder, self.towers.text_encoder, head).to(self.accelerator.device)
+        scale = self.towers.scale.detach()
+        joint = ColourJointTask(matcher, scale, self.products, self.validation, settings.contrastive_weight)
+        yield Stage(joint, settings.joint, ("joint", matcher))
+        if settings.frozen.epochs:
+            tuned = copy.deepcopy(matcher)
+            embedded = frozen_products(tuned.image_encoder, self.products, settings.views)
+            yield Stage(ColourFrozenTask(tuned, embedded, self.validation), settings.frozen, ("frozen", tuned))
+
+    def contrastive_stage(self) -> Stage:
+        """The training of the two towers."""
+        settings = self.settings
+        pairs = ColourPairs(self.examples, self.tokenizer, settings.noise, self.clean)
+        return Stage(ColourContrastiveTask(self.towers, pairs, self.validation), settings.contrastive)
+
+    def score(self, model: ColourMatcher) -> float:
+        """The mean of all figures over all ways to ask."""
+        reports = [evaluator.report(model).flat().values() for evaluator in self.evaluators("val").values()]
+        return float(np.mean([list(figures) for figures in reports]))
+
+    def measure(self, model: ColourMatcher) -> dict[str, Any]:
+        """A report for each way to ask."""
+        return {kind: asdict(evaluator.report(model)) for kind, evaluator in self.evaluators("test").items()}
+
+    def evaluators(self, split: Literal["val", "test"]) -> dict[str, ColourEvaluator]:
+        """The ways to ask about a split; see `split_evaluators`."""
+        return split_evaluators(self.examples, self.groups[split], self.tokenizer, self.clean)
+
+    def config(self, model: ColourMatcher) -> ColourMatcherConfig:
+        """Architecture of the bundle."""
+        return ColourMatcherConfig(
+            image_encoder=model.image_encoder.config,
+            text_encoder=model.text_encoder.config,
+            matcher=self.settings.matcher,
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Photos and groups by split."""
+        return {
+            "photos": {split: len(self.examples.rows(split)) for split in self.groups},
+            "groups": {split: len(own) for split, own in self.groups.items()},
+        }
+
+    def samples(self, feed: Feed) -> list[Product]:
+        """The feed's products behind the photos of some held-out groups, one a photo, group after group."""
+        groups = list(self.groups["test"].evaluation())[:SAMPLES]
+        wanted = {row for group in groups for row in group.photos}
+        images = (image for product in feed for image in product.images)
+        found = {row: image for row, image in enumerate(images) if row in wanted}
+        return [self._sample(row, found[row]) for group in groups for row in group.photos]
+
+    def _sample(self, photo: int, image: bytes) -> Product:
+        store, row = self.store, self.store.photo_product[photo]
+        entities = {group: values[row] for group, values in store.entities.items() if values[row]}
+        return Product(store.ids[row], (image,), store.titles[row], store.categories[row], entities, split="test")
 
 
 def frozen_products(tower: ColourTower, products: ColourProducts, views: int) -> FrozenProducts:
@@ -208,30 +231,35 @@ def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Cle
     return set_length(tokenizer, fit_max_length(tokenizer, flat, quantile=1.0))
 
 
-def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> ColourTowers:
+def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> TwoTowers[ColourTower]:
     """Both towers, from scratch or from checkpoints, at the beginning of training."""
     torch.manual_seed(settings.seed)
     size, width = (settings.image_height, settings.image_width), settings.matcher.embed_dim
     length = len(tokenizer.encode("").ids)
-    image_tower: ColourTower
+    image_encoder: ColourTower
     if settings.image_checkpoint is not None:
-        image_tower = colour_tower_from_checkpoint(settings.image_checkpoint, *size, width)
+        image_encoder = colour_tower_from_checkpoint(settings.image_checkpoint, *size, width)
     else:
-        image_tower = small_colour_tower(*size, width)
-    label_tower: TextEncoder
+        image_encoder = small_colour_tower(*size, width)
+    text_encoder: TextEncoder
     if settings.label_checkpoint is not None:
-        label_tower = text_encoder_from_checkpoint(settings.label_checkpoint, width, length, pooling="gru")
+        text_encoder = text_encoder_from_checkpoint(settings.label_checkpoint, width, length, pooling="gru")
     else:
-        label_tower = small_text_encoder(tokenizer.get_vocab_size(), length, width, hidden_size=128)
-    return ColourTowers(image_tower, label_tower)
+        text_encoder = small_text_encoder(tokenizer.get_vocab_size(), length, width, hidden_size=128)
+    return TwoTowers(image_encoder, text_encoder)
 
 
 def split_evaluators(
     examples: ColourExamples, groups: ColourGroups, tokenizer: Tokenizer, clean: Clean
 ) -> dict[str, ColourEvaluator]:
-    """The ways to ask about a split: real groups; written by sellers in English and in Chinese; harder; more labels."""
+    """The ways to ask about a split: real groups, those of them whose photos no training product has, written by
+    sellers in English and in Chinese; harder; more labels."""
     real = list(groups.evaluation())
+    seen = set(examples.store.photo_keys[examples.rows("train")].tolist())
+    unseen = [group for group in real if not seen & set(examples.store.photo_keys[list(group.photos)].tolist())]
     evaluators = {"real": ColourEvaluator(examples, real, tokenizer, clean)}
+    if unseen:
+        evaluators["real, unseen"] = ColourEvaluator(examples, unseen, tokenizer, clean)
     for language, chinese in (("english", 0.0), ("chinese", 1.0)):
         chance = random.Random(0)
         labels = [written_labels(group.colours, LabelNoise(chinese=chinese), chance) for group in real]
@@ -242,33 +270,3 @@ def split_evaluators(
             harder = [groups.harder(chance, distractors=distractors) for _ in range(HARDER_PRODUCTS)]
             evaluators[name] = ColourEvaluator(examples, harder, tokenizer, clean)
     return evaluators
-
-
-def sample_products(feed: Feed, examples: ColourExamples, groups: Sequence[ColourGroup]) -> list[list[Product]]:
-    """The feed's products behind the photos of some groups, one list a group."""
-    wanted = {row for group in groups for row in group.photos}
-    found: dict[int, Product] = {}
-    row = 0
-    for product in feed:
-        if colour_variant(product) is None:
-            continue
-        for image in product.images:
-            if row in wanted:
-                found[row] = Product(
-                    product.id, (image,), product.title, product.category, product.entities, split="test"
-                )
-            row += 1
-    return [[found[row] for row in group.photos] for group in groups]
-
-
-def report_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """The metrics of a bundle, a line a stage and kind of product."""
-    yield f"{'share of photos / of whole products right':44} {'arg-max':17} {'one-to-one':17}"
-    for stage, reports in metrics.items():
-        if isinstance(reports, dict):
-            served = " (served)" if stage == metrics["served"] else ""
-            for kind, report in reports.items():
-                figures = [
-                    f"{report[d]['images']:.4f} / {report[d]['products']:.4f}" for d in ("arg_max", "one_to_one")
-                ]
-                yield f"{stage + served:16} {kind:27} {figures[0]:17} {figures[1]:17} ({report['products']} products)"

@@ -25,7 +25,7 @@ from export.categorize import CALIBRATION_PRODUCTS, PARITY_PRODUCTS, categorizer
 from export.chain import Chain
 from export.onnx_graphs import GraphSpec, file_bytes, operator_counts
 from export.parity import run_onnx, run_torch
-from training.bundle import CategorizerBundle, load_bundle
+from training.categorize import CATEGORIZER, CategorizerBundle
 
 Row = dict[str, Any]
 WAYS = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
@@ -35,7 +35,7 @@ def main(quick: bool, output: Path) -> None:
     """Measure, print the table, write export_categorize.json."""
     with tempfile.TemporaryDirectory() as folder:
         bundle_folder, feed_file = bundle_and_feed(Path(folder))
-        bundle, feed = load_bundle(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
+        bundle, feed = CATEGORIZER.load(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
         encoder, head = categorizer_graphs(bundle)
         compared = whole_products(feed, "val", 200 if quick else PARITY_PRODUCTS)
         chain = Chain([encoder, head], [real_inputs(bundle, bundle.samples), real_inputs(bundle, compared)])
@@ -61,7 +61,7 @@ class _TestSplit:
 
     def __init__(self, bundle: CategorizerBundle, encoder: GraphSpec, head: GraphSpec, products: Sequence[Any]) -> None:
         self.head = head
-        number = {tuple(path): index for index, path in enumerate(bundle.taxonomy.paths)}
+        number = {tuple(path): index for index, path in enumerate(bundle.extras["labels.txt"].paths)}
         known = [product for product in products if product.category in number]
         self.labels = np.array([number[product.category] for product in known])
         # Every product in three ways; the encoders see only the first, the head is told what is absent.
@@ -123,14 +123,15 @@ def bundle_and_feed(folder: Path) -> tuple[Path, Path]:
     if bundle_folder and feed_file:
         return Path(bundle_folder), Path(feed_file)
     from catalogue.sample import generate_sample
-    from training.bundle import save_bundle
-    from training.categorize import CategorizeSettings, train_categorizer
-    from training.train import TrainConfig, make_accelerator
+    from training.categorize import CategorizeRecipe, CategorizeSettings
+    from training.recipe import train
+    from training.settings import TrainConfig
+    from training.train import make_accelerator
 
     print("SHELFWISE_BUNDLE and SHELFWISE_FEED are not set: training on a small drawn catalogue", flush=True)
     generate_sample(folder / "sample.parquet", 400, 0)
     one = TrainConfig(epochs=1, batch_size=64)
     settings = CategorizeSettings(contrastive=one, head=one, finetune=one)
-    bundle = train_categorizer(open_feed(folder / "sample.parquet"), settings, folder / "run", make_accelerator())
-    save_bundle(folder / "bundle", bundle)
+    bundle = train(CategorizeRecipe, open_feed(folder / "sample.parquet"), settings, folder / "run", make_accelerator())
+    CATEGORIZER.save(folder / "bundle", bundle)
     return folder / "bundle", folder / "sample.parquet"

@@ -26,9 +26,9 @@ from export.chain import Chain
 from export.match_colours import colour_graph, colour_matcher_system, real_inputs
 from export.onnx_graphs import file_bytes
 from export.parity import run_torch
-from export.precision import Runtime
-from training.colour_bundle import load_colour_bundle
+from export.system import ExportTarget
 from training.colour_metrics import colour_report
+from training.match_colours import COLOUR_MATCHER
 
 VARIABLES = ("SHELFWISE_COLOUR_BUNDLE", "SHELFWISE_COLOUR_FEED")
 
@@ -39,9 +39,9 @@ def main(quick: bool, output: Path) -> None:
     if not bundle_folder or not feed_file:
         print(f"match_colours: not measured; set {' and '.join(VARIABLES)}", flush=True)
         return
-    bundle = load_colour_bundle(Path(bundle_folder))
+    bundle = COLOUR_MATCHER.load(Path(bundle_folder))
     feed = open_feed(Path(feed_file), detect_preset(Path(feed_file)))
-    system = colour_matcher_system(bundle, Path(bundle_folder), Runtime.CPU, feed)
+    system = colour_matcher_system(bundle, Path(bundle_folder), ExportTarget(), feed)
     graph = colour_graph(bundle)
     chain = Chain([graph], system.inputs)
     products = colour_products(feed, "test", 100 if quick else None)

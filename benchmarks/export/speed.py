@@ -30,7 +30,7 @@ from export.float_types import FLOAT16, lower_floats
 from export.onnx_graphs import export_onnx, save_onnx
 from export.precision import Precision, quantization_method
 from export.quantization import Quantizer
-from training.bundle import load_bundle
+from training.categorize import CATEGORIZER
 
 Row = dict[str, Any]
 Call = Callable[[], object]
@@ -44,7 +44,7 @@ def main(quick: bool, output: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle_folder, feed_file = bundle_and_feed(folder)
-        bundle, feed = load_bundle(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
+        bundle, feed = CATEGORIZER.load(bundle_folder), open_feed(feed_file, detect_preset(feed_file))
         encoder = categorizer_graphs(bundle)[0]
         products = real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))
         inputs = {name: products[name] for name in encoder.inputs}

@@ -30,25 +30,19 @@ from benchmarks import results
 from benchmarks.quality.colour_limit import doubted_labels, repeated_photos
 from benchmarks.quality.colour_table import Row, matching_table, summary
 from catalogue.atomic import atomic_file
-from catalogue.colour_groups import ColourGroups
 from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
 from catalogue.feed import Feed, detect_preset, open_feed
-from models.colour_matcher import ColourHead, ColourMatcher, ColourTowers
+from catalogue.store import open_store
+from models.colour_matcher import ColourHead, ColourMatcher
 from models.colour_tower import ColourTower, small_colour_tower
 from models.matcher import MatcherConfig
-from training.colour_bundle import load_colour_bundle, save_colour_bundle
 from training.colour_examples import Clean, ColourPairs, ColourProducts
 from training.colour_tasks import ColourEvaluator, ColourFrozenTask, FrozenProducts, embed_photos
-from training.match_colours import (
-    ColourMaterial,
-    ColourSettings,
-    frozen_products,
-    split_evaluators,
-    train_colour_matcher,
-    train_towers,
-)
-from training.train import Batch, TrainConfig, fit, make_accelerator
+from training.match_colours import COLOUR_MATCHER, ColourRecipe, ColourSettings, frozen_products, split_evaluators
+from training.recipe import STORE_FOLDER, run_stages, train
+from training.settings import TrainConfig
+from training.train import Batch, Losses, Task, fit, make_accelerator
 
 RUNS = results.ROOT / "runs" / "benchmarks" / "colours"
 DATA = Path(os.environ.get("SHELFWISE_DATA", results.ROOT.parent / "shared" / "data"))
@@ -104,17 +98,17 @@ def drawn_feed(products: int) -> Path:
 def measure(path: Path, settings: ColourSettings) -> Iterator[Row]:
     """The recipe, the classifier and the limit of the labels on a feed."""
     feed, folder, accelerator = open_feed(path, detect_preset(path)), RUNS / path.stem, make_accelerator()
-    towers, material = train_towers(feed, settings, folder, accelerator)
-    classifier = ColourClassifierTask(material, settings)
-    trained = partial(train_classifier, classifier, settings, folder, accelerator)
+    recipe = trained_towers(feed, settings, folder, accelerator)
+    classifier = ColourClassifierTask(recipe)
+    trained = partial(train_classifier, classifier, folder)
     makers: dict[str, Callable[[], Iterator[Row]]] = {
         "recipe": partial(recipe_rows, feed, settings, folder, accelerator),
-        ALONE: partial(classifier_rows, trained, material),
-        "cosine of the towers": partial(cosine_rows, towers, material),
+        ALONE: partial(classifier_rows, trained, recipe),
+        "cosine of the towers": partial(cosine_rows, recipe),
     }
-    makers[TOGETHER] = partial(together_rows, trained, folder / "bundle", material)
+    makers[TOGETHER] = partial(together_rows, trained, folder / "bundle", recipe)
     if path.name == REAL_FEED:
-        makers[LIMIT] = partial(limit_rows, trained, folder / "bundle", material)
+        makers[LIMIT] = partial(limit_rows, trained, folder / "bundle", recipe)
     for name, make in makers.items():
         yield from kept(folder, name, settings.seed, settings.model_dump(mode="json"), make)
 
@@ -122,7 +116,7 @@ def measure(path: Path, settings: ColourSettings) -> Iterator[Row]:
 def measure_parts(path: Path, settings: ColourSettings, seeds: Sequence[int]) -> Iterator[Row]:
     """Heads with and without a part on the towers that `measure` trained."""
     feed, folder, accelerator = open_feed(path, detect_preset(path)), RUNS / path.stem, make_accelerator()
-    parts = Parts(*train_towers(feed, settings, folder, accelerator), settings, accelerator)
+    parts = Parts(trained_towers(feed, settings, folder, accelerator))
     recipe = settings.model_dump(mode="json") | {"head": HEAD.model_dump(mode="json")}
     for seed in seeds:
         for name, config in [*PARTS.items(), (LABELS_AS_WRITTEN, WHOLE)]:
@@ -141,24 +135,24 @@ def kept(folder: Path, name: str, seed: int, recipe: Row, make: Callable[[], Ite
     return measured
 
 
-def classifier_rows(trained: Callable[[], ColourClassifierTask], material: ColourMaterial) -> Iterator[Row]:
+def classifier_rows(trained: Callable[[], ColourClassifierTask], recipe: ColourRecipe) -> Iterator[Row]:
     """The plain classifier on what it can be asked."""
     classifier = trained()
-    for kind, evaluator in evaluators_of(material, clean_labels).items():
+    for kind, evaluator in evaluators_of(recipe, clean_labels).items():
         if kind in PLAIN:
             yield {"asked": kind, **asdict(evaluator.measured(classifier.answers(evaluator)))}
 
 
-def cosine_rows(towers: ColourTowers, material: ColourMaterial) -> Iterator[Row]:
+def cosine_rows(recipe: ColourRecipe) -> Iterator[Row]:
     """The contrastive towers alone."""
-    for kind, evaluator in evaluators_of(material, clean_labels).items():
-        yield {"asked": kind, **asdict(evaluator.cosine_report(towers))}
+    for kind, evaluator in evaluators_of(recipe, clean_labels).items():
+        yield {"asked": kind, **asdict(evaluator.cosine_report(recipe.towers))}
 
 
-def together_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, material: ColourMaterial) -> Iterator[Row]:
+def together_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, recipe: ColourRecipe) -> Iterator[Row]:
     """The geometric mean of what matcher and classifier say: what two makes know and one does not."""
-    classifier, matcher = trained(), load_colour_bundle(bundle).model.eval()
-    for kind, evaluator in evaluators_of(material, clean_labels).items():
+    classifier, matcher = trained(), COLOUR_MATCHER.load(bundle).model.eval()
+    for kind, evaluator in evaluators_of(recipe, clean_labels).items():
         if kind in PLAIN:
             both = zip(
                 evaluator.answers(matcher.head, *evaluator.embed(matcher)), classifier.answers(evaluator), strict=True
@@ -169,65 +163,68 @@ def together_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, mat
 
 def recipe_rows(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> Iterator[Row]:
     """Both stages of the recipe, and which of them it serves; the bundle stays in `folder`."""
-    bundle = train_colour_matcher(feed, settings, folder, accelerator)
-    save_colour_bundle(folder / "bundle", bundle)
+    bundle = train(ColourRecipe, feed, settings, folder, accelerator)
+    COLOUR_MATCHER.save(folder / "bundle", bundle)
     metrics = bundle.config.metrics
     for stage in ("joint", "frozen"):
         for kind, report in metrics.get(stage, {}).items():
             yield {"stage": stage, "served": stage == metrics["served"], "asked": kind, **report}
 
 
-def limit_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, material: ColourMaterial) -> Iterator[Row]:
+def limit_rows(trained: Callable[[], ColourClassifierTask], bundle: Path, recipe: ColourRecipe) -> Iterator[Row]:
     """How far the labels of the test products can be trusted."""
-    evaluator = evaluators_of(material, clean_labels)["real"]
-    matcher = load_colour_bundle(bundle).model
+    evaluator = evaluators_of(recipe, clean_labels)["real"]
+    matcher = COLOUR_MATCHER.load(bundle).model
     judges = [trained().answers(evaluator), evaluator.answers(matcher.head, *evaluator.embed(matcher))]
     yield {
         "asked": "real",
         "doubted": asdict(doubted_labels(evaluator.groups, judges)),
-        "repeated": asdict(repeated_photos(material.examples, named=False)),
-        "repeated_named": asdict(repeated_photos(material.examples, named=True)),
+        "repeated": asdict(repeated_photos(recipe.examples, named=False)),
+        "repeated_named": asdict(repeated_photos(recipe.examples, named=True)),
     }
 
 
 class Parts:
     """Heads of one budget on the same contrastive towers; photos are embedded once, when the first head needs them."""
 
-    def __init__(
-        self, towers: ColourTowers, material: ColourMaterial, settings: ColourSettings, accelerator: Accelerator
-    ) -> None:
-        self.towers = towers
-        self.material = material
-        self.settings = settings
-        self.accelerator = accelerator
+    def __init__(self, recipe: ColourRecipe) -> None:
+        self.recipe = recipe
 
     def measured(self, config: MatcherConfig, clean: Clean, seed: int) -> Iterator[Row]:
         """A head of a configuration, trained and measured."""
         torch.manual_seed(seed)
-        matcher = ColourMatcher(self.towers.image_tower, self.towers.label_tower, ColourHead(config))
+        matcher = ColourMatcher(self.recipe.towers.image_encoder, self.recipe.towers.text_encoder, ColourHead(config))
         products = self._products(clean)
         embedded = FrozenProducts(products, self._training.views, self._training.place)
-        task = ColourFrozenTask(matcher, embedded, self.material.validation)
+        task = ColourFrozenTask(matcher, embedded, self.recipe.validation)
         with tempfile.TemporaryDirectory() as temporary:  # no checkpoint: the next part has the same name
-            fit(task, HEAD.model_copy(update={"seed": seed}), Path(temporary), self.accelerator)
-        for kind, evaluator in evaluators_of(self.material, clean).items():
+            fit(task, HEAD, Path(temporary), self.recipe.accelerator, seed=seed)
+        for kind, evaluator in evaluators_of(self.recipe, clean).items():
             yield {"asked": kind, **asdict(evaluator.head_report(matcher.head.eval(), *evaluator.embed(matcher)))}
 
     def _products(self, clean: Clean) -> ColourProducts:
-        return ColourProducts(
-            self.material.examples, self.material.tokenizer, self.settings.noise, clean, self.settings.mix
-        )
+        recipe = self.recipe
+        return ColourProducts(recipe.examples, recipe.tokenizer, recipe.settings.noise, clean, recipe.settings.mix)
 
     @cached_property
     def _training(self) -> FrozenProducts:
-        with self.accelerator.autocast():
-            return frozen_products(self.towers.image_tower, self._products(clean_labels), views=2)
+        return frozen_products(self.recipe.towers.image_encoder, self._products(clean_labels), views=2)
 
 
-def evaluators_of(material: ColourMaterial, clean: Clean) -> dict[str, ColourEvaluator]:
+def trained_towers(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> ColourRecipe:
+    """The recipe on a feed, its towers trained by contrast."""
+    recipe = ColourRecipe(
+        open_store(feed, folder.parent / STORE_FOLDER, settings.image_height, settings.image_width),
+        settings,
+        accelerator,
+    )
+    run_stages(recipe, folder, last="contrastive")
+    return recipe
+
+
+def evaluators_of(recipe: ColourRecipe, clean: Clean) -> dict[str, ColourEvaluator]:
     """The recipe's ways to ask about the test split."""
-    groups = ColourGroups(material.examples.variants, "test")
-    return split_evaluators(material.examples, groups, material.tokenizer, clean)
+    return split_evaluators(recipe.examples, recipe.groups["test"], recipe.tokenizer, clean)
 
 
 class ColourClassifier(nn.Module):
@@ -247,28 +244,31 @@ class ColourClassifier(nn.Module):
         return self.output(image_embeds * self.tower.config.embed_dim**0.5)
 
 
-class ColourClassifierTask:
+class ColourClassifierTask(Task[ColourClassifier]):
     """Trains a classifier of photos, and uses it on products one photo at a time."""
 
-    def __init__(self, material: ColourMaterial, settings: ColourSettings) -> None:
+    def __init__(self, recipe: ColourRecipe) -> None:
+        super().__init__()
         self.name = "classifier"
-        self.material = material
-        self.colours = material.examples.colours()
+        self.recipe = recipe
+        self.colours = recipe.examples.colours()
+        settings = recipe.settings
         torch.manual_seed(settings.seed)
         tower = small_colour_tower(settings.image_height, settings.image_width, settings.matcher.embed_dim)
         self.model = ColourClassifier(tower, len(self.colours))
-        self.dataset = ColourPairs(material.examples, material.tokenizer, settings.noise, clean_labels)
+        self.dataset = ColourPairs(recipe.examples, recipe.tokenizer, settings.noise, clean_labels)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes between epochs."""
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Logits of all colours."""
+        return {"logits": model(batch["pixel_values"])}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
         """Cross-entropy over all colours."""
-        return F.cross_entropy(model(batch["pixel_values"]).float(), batch["colours"]), {}
+        return {"colour": F.cross_entropy(outputs["logits"], batch["colours"])}
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
-        validation = self.material.validation
+        validation = self.recipe.validation
         return validation.measured(self.answers(validation)).flat()
 
     @torch.no_grad()
@@ -277,7 +277,7 @@ class ColourClassifierTask:
         place = {colour: number for number, colour in enumerate(self.colours)}
         photos = np.array([row for group in evaluator.groups for row in group.photos])
         rows, inverse = np.unique(photos, return_inverse=True)
-        logits = self.model.classify(embed_photos(self.model.tower, self.material.examples, rows))[inverse]
+        logits = self.model.classify(embed_photos(self.model.tower, self.recipe.examples, rows))[inverse]
         answered = []
         for group, own in zip(evaluator.groups, logits.split([len(g.photos) for g in evaluator.groups]), strict=True):
             # A colour that training never showed has no class: nothing speaks for it.
@@ -286,12 +286,11 @@ class ColourClassifierTask:
         return answered
 
 
-def train_classifier(
-    task: ColourClassifierTask, settings: ColourSettings, folder: Path, accelerator: Accelerator
-) -> ColourClassifierTask:
+def train_classifier(task: ColourClassifierTask, folder: Path) -> ColourClassifierTask:
     """Trains a classifier as the recipe trains its towers: as many epochs, in the same two rounds of rates."""
-    task.name = "classifier"  # a checkpoint a round
-    fit(task, settings.contrastive, folder, accelerator)
-    task.name = "classifier-tuned"
-    fit(task, settings.joint.model_copy(update={"batch_size": settings.contrastive.batch_size}), folder, accelerator)
+    settings, accelerator, depends = task.recipe.settings, task.recipe.accelerator, task.recipe.store.digest
+    tuned = settings.joint.model_copy(update={"batch_size": settings.contrastive.batch_size})
+    for name, config in (("classifier", settings.contrastive), ("classifier-tuned", tuned)):
+        task.name = name  # a checkpoint a round
+        fit(task, config, folder, accelerator, seed=settings.seed, depends=depends)
     return task

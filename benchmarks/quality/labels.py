@@ -24,14 +24,16 @@ from benchmarks.markdown import markdown
 from catalogue.feed import detect_preset, open_feed
 from catalogue.product import SPLITS
 from catalogue.sample import generate_sample
+from catalogue.store import open_store
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
-from training.categorize import CategorizeSettings, feature_codes, name_encoder, train_encoders
-from training.category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, HeadTask, ModalityDropout
+from training.categorize import CategorizeRecipe, CategorizeSettings, feature_codes
+from training.category_tasks import CategoryObjective, FineTuneTask, HeadTask, ModalityDropout
 from training.embeddings import embed_examples
-from training.labels import LabelScheme, neighbours_of_names
-from training.metrics import CategoryMetrics, taxonomy_table
-from training.train import TrainConfig, fit, make_accelerator
+from training.labels import LabelScheme
+from training.recipe import run_stages
+from training.settings import TrainConfig
+from training.train import fit, make_accelerator
 
 SEEDS = (0, 1, 2)
 RUNS = results.ROOT / "runs" / "benchmarks" / "labels"
@@ -108,21 +110,20 @@ class FeedComparison:
         self.path = path
         self.accelerator = make_accelerator()
         height, width = FEEDS.get(path.name, (80, 64))
-        self.settings = CategorizeSettings(image_height=height, image_width=width).with_seed()
-        feed = open_feed(path, detect_preset(path))
-        self.encoders, self.material = train_encoders(feed, self.settings, RUNS / path.stem, self.accelerator)
-        self.paths = self.material.taxonomy.paths
-        # MiniLM's or a text encoder's names: once, the representations are all of the same names.
-        self.encode_names = name_encoder(self.material, self.encoders.text_encoder, self.settings.label_encoder)
-        self.table = neighbours_of_names(self.paths, self.encode_names, k=min(20, len(self.paths) - 1), naming="leaf")
-        tree = taxonomy_table(self.paths)
-        self.evaluator = CategoryEvaluator(lambda: CategoryMetrics(self.table.ids[:, 1:], tree))
+        self.settings = CategorizeSettings(image_height=height, image_width=width)
+        store = open_store(open_feed(path, detect_preset(path)), RUNS / "store", height, width)
+        store.keep_validation()
+        self.recipe = CategorizeRecipe(store, self.settings, self.accelerator)
+        if self.recipe.has_pairs:
+            run_stages(self.recipe, RUNS / path.stem, last="contrastive")
+        self.recipe.prepare_labels()  # once: the representations are all of the same names
+        self.encoders, self.evaluator = self.recipe.encoders, self.recipe.evaluator
 
     def rows(self, seeds: tuple[int, ...], *, quick: bool) -> Iterator[dict[str, Any]]:
         """A row per seed, input and regime; quick: of heads trained for one epoch."""
-        if not self.material.has_pairs:
+        if not self.recipe.has_pairs:
             self.train_image_encoder()
-        examples = self.material.examples
+        examples = self.recipe.examples
         train, validation, test = (
             embed_examples(self.encoders.image_encoder, self.encoders.text_encoder, examples, examples.rows(split))
             for split in SPLITS
@@ -130,13 +131,13 @@ class FeedComparison:
         steps = -(-len(train) // self.settings.head.batch_size)
         epochs = 1 if quick else max(self.settings.head.epochs, -(-HEAD_STEPS // steps))
         for seed in seeds:
-            budget = self.settings.head.model_copy(update={"epochs": epochs, "seed": seed})
-            for given, dropout in INPUTS.items() if self.material.has_pairs else [("image", INPUTS["image"])]:
+            budget = self.settings.head.model_copy(update={"epochs": epochs})
+            for given, dropout in INPUTS.items() if self.recipe.has_pairs else [("image", INPUTS["image"])]:
                 for name, regime in REGIMES.items():
                     head, objective = self.head_and_objective(regime, seed)
                     task = HeadTask(head, train, validation, objective, self.evaluator, dropout)
                     with tempfile.TemporaryDirectory() as folder:  # no checkpoint: the next regime has the same name
-                        fit(task, budget, Path(folder), self.accelerator)
+                        fit(task, budget, Path(folder), self.accelerator, seed=seed)
                     report = self.evaluator.reports(head, test)[given]
                     yield {"feed": self.path.stem, "input": given, "regime": name, "seed": seed, **asdict(report)}
 
@@ -144,23 +145,23 @@ class FeedComparison:
         """Trains the image encoder with a head of its own and the baseline's loss."""
         head, objective = self.head_and_objective(REGIMES[BASELINE], self.settings.seed)
         model = Categorizer(self.encoders.image_encoder, self.encoders.text_encoder, head)
-        task = FineTuneTask(model, self.material.examples, objective, self.evaluator, INPUTS["image"])
+        task = FineTuneTask(model, self.recipe.examples, objective, self.evaluator, INPUTS["image"])
         fit(task, WITHOUT_TITLES, RUNS / self.path.stem, self.accelerator)
 
     def head_and_objective(self, regime: Regime, seed: int) -> tuple[CategoryHead, CategoryObjective]:
         """A fresh head, the same for every regime with a seed, and what it is trained on."""
         codes = None
         if regime.scheme.has_codes:
-            codes = feature_codes(self.paths, self.encode_names, regime.codes)
+            codes = feature_codes(self.recipe.taxonomy.paths, self.recipe.name_encoder(), regime.codes)
         config = CategoryHeadConfig(
             embed_dim=self.settings.embed_dim,
-            num_classes=len(self.paths),
+            num_classes=len(self.recipe.taxonomy.paths),
             num_features=None if codes is None else len(codes.features),
         )
         torch.manual_seed(seed)
         head = CategoryHead(config, None if codes is None else codes.codes)
         objective = CategoryObjective(
-            self.table, regime.scheme, gamma=self.settings.gamma, kl_weight=regime.kl_weight, codes=codes
+            self.recipe.table, regime.scheme, gamma=self.settings.gamma, kl_weight=regime.kl_weight, codes=codes
         )
         return head, objective
 

@@ -14,7 +14,7 @@ from benchmarks.serving.pipeline import Embeddings, Preprocessing
 from benchmarks.serving.subjects import Subject
 from catalogue.atomic import atomic_folder
 from catalogue.product import Product
-from training.bundle import load_bundle
+from training.categorize import CATEGORIZER
 
 
 def clip_checkpoint(subject: Subject) -> Path:
@@ -22,7 +22,7 @@ def clip_checkpoint(subject: Subject) -> Path:
     folder = subject.bundle.with_name("clip")
     if folder.is_dir():
         return folder
-    bundle = load_bundle(subject.bundle)
+    bundle = CATEGORIZER.load(subject.bundle)
     image, text = bundle.model.image_encoder, bundle.model.text_encoder
     config = CLIPConfig(
         vision_config=image.config.backbone,
@@ -58,7 +58,7 @@ def clip_checkpoint(subject: Subject) -> Path:
 @torch.no_grad()
 def embeddings(subject: Subject, products: Sequence[Product]) -> Embeddings:
     """What the encoders say of products, in PyTorch."""
-    model, preprocessing = load_bundle(subject.bundle).model.eval(), Preprocessing(subject.repository)
+    model, preprocessing = CATEGORIZER.load(subject.bundle).model.eval(), Preprocessing(subject.repository)
     tokens = preprocessing.tokenize([product.title for product in products])
     pixels = preprocessing.decode([product.images[0] for product in products])
     image_embeds = model.image_encoder(torch.from_numpy(pixels))

@@ -22,21 +22,26 @@ import onnxruntime
 
 from benchmarks import results
 from benchmarks.serving import triton_statistics
-from catalogue.colour_groups import colour_variant
 from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
 from catalogue.colour_words import CHINESE
 from catalogue.feed import open_feed
 from catalogue.images import decode_image
-from catalogue.product import Product
 from client import ShelfwiseClient
 from export.bundles import export_bundle
 from export.match_colours import pair_present
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.tokenizer import encode
 from serving.server import TritonServer
-from training.colour_bundle import ColourMatcherBundle, ColourMatcherConfig, save_colour_bundle
-from training.match_colours import ColourSettings, colour_towers, label_tokenizer
+from training.match_colours import (
+    COLOUR_MATCHER,
+    ColourMatcherBundle,
+    ColourMatcherConfig,
+    ColourSettings,
+    colour_towers,
+    label_tokenizer,
+    sample_groups,
+)
 
 SIZES = ((1, 2), (2, 2), (4, 4), (8, 8), (8, 16), (16, 16), (32, 64), (128, 256))
 QUICK_SIZES = ((2, 2), (8, 16))
@@ -55,7 +60,7 @@ def main(quick: bool, output: Path) -> None:
         repository = Path(folder) / "model_repository"
         export_bundle(Path(folder) / "bundle", repository)
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
-        photos = [product.images[0] for sample in bundle.samples for product in sample]
+        photos = [product.images[0] for product in bundle.samples]
         log = Path(folder) / "triton.log"
         with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
             with ShelfwiseClient(server.url, timeout=60.0) as client:
@@ -76,20 +81,16 @@ def main(quick: bool, output: Path) -> None:
 def untrained_bundle(folder: Path) -> ColourMatcherBundle:
     """A bundle of the recipe's architecture with random weights, saved to `folder`/bundle."""
     generate_colour_sample(folder / "colours.parquet", products=16)
-    groups: dict[str, list[Product]] = {}
-    for product in open_feed(folder / "colours.parquet"):
-        variant = colour_variant(product)
-        assert variant is not None
-        groups.setdefault(variant.group, []).append(product)
+    groups = sample_groups(list(open_feed(folder / "colours.parquet")))
     settings = ColourSettings()
     tokenizer = label_tokenizer(sorted(CHINESE), settings, clean_labels)
     towers = colour_towers(settings, tokenizer)
-    model = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher)).eval()
+    model = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher)).eval()
     config = ColourMatcherConfig(
-        image_tower=model.image_tower.config, label_tower=model.label_tower.config, matcher=settings.matcher
+        image_encoder=model.image_encoder.config, text_encoder=model.text_encoder.config, matcher=settings.matcher
     )
-    bundle = ColourMatcherBundle(config, model, tokenizer, list(groups.values()))
-    save_colour_bundle(folder / "bundle", bundle)
+    bundle = ColourMatcherBundle(config, model, tokenizer, [product for group in groups for product in group])
+    COLOUR_MATCHER.save(folder / "bundle", bundle)
     return bundle
 
 
@@ -107,7 +108,7 @@ def measure(
         RuntimeError: the server answers otherwise than the same files in process.
     """
     texts = label_texts(labels)
-    tower = bundle.config.image_tower
+    tower = bundle.config.image_encoder
 
     def in_process() -> np.ndarray:
         pixels = np.stack([decode_image(photo, tower.height, tower.width) for photo in photos])

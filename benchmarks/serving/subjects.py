@@ -36,8 +36,7 @@ from models.encoders import (
     small_text_encoder,
 )
 from models.tokenizer import set_length, train_tokenizer
-from training.bundle import CategorizerBundle, CategorizerConfig, save_bundle
-from training.categorize import SERVED_TOP_K
+from training.categorize import CATEGORIZER, SERVED_TOP_K, CategorizerBundle, CategorizerConfig
 from training.labels import neighbour_semantic, neighbours_of_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +112,7 @@ def subject(name: str) -> Subject:
     if not (folder / "complete").exists():
         for outdated in folder.parent.glob(f"{short}-*"):
             shutil.rmtree(outdated)
-        save_bundle(folder / "bundle", random_bundle(name, products))
+        CATEGORIZER.save(folder / "bundle", random_bundle(name, products))
         export_bundle(folder / "bundle", folder / "model_repository")
         (folder / "complete").touch()
     return Subject(name, folder / "model_repository", folder / "bundle", products)
@@ -140,9 +139,13 @@ def random_bundle(name: str, products: list[Product]) -> CategorizerBundle:
         ),
         Categorizer(image_encoder, text_encoder, head).eval(),
         set_length(tokenizer, text_encoder.config.max_length),
-        Taxonomy.from_paths(paths),
-        neighbour_semantic(neighbours_of_embeddings(torch.from_numpy(embeddings)), "share"),
         products[:8],
+        {
+            "labels.txt": Taxonomy.from_paths(paths),
+            "neighbours.safetensors": neighbour_semantic(
+                neighbours_of_embeddings(torch.from_numpy(embeddings)), "share"
+            ),
+        },
     )
 
 

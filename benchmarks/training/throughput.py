@@ -29,18 +29,24 @@ from catalogue.colour_labels import clean_labels
 from catalogue.colour_sample import generate_colour_sample
 from catalogue.feed import open_feed
 from catalogue.sample import generate_sample
+from catalogue.store import open_store
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
 from models.colour_matcher import ColourHead, ColourMatcher
-from models.dual_encoder import DualEncoder
 from models.encoders import small_image_encoder, small_text_encoder
 from models.tokenizer import fit_max_length, set_length, train_tokenizer
-from training.category_tasks import CategoryEvaluator, CategoryObjective, FineTuneTask, ModalityDropout
-from training.colour_examples import ColourPairs, ColourProducts, prepare_colour_examples
+from models.two_towers import TwoTowers
+from training.category_tasks import (
+    CategoryEvaluator,
+    CategoryObjective,
+    ContrastiveTask,
+    FineTuneTask,
+    ModalityDropout,
+)
+from training.colour_examples import ColourPairs, ColourProducts, make_colour_examples
 from training.colour_tasks import ColourContrastiveTask, ColourEvaluator, ColourFrozenTask, ColourJointTask
-from training.contrastive import ContrastiveTask
-from training.examples import prepare_examples, read_text
+from training.examples import make_examples, training_titles
 from training.labels import LabelScheme, NeighbourTable
 from training.losses import LabelLoss
 from training.match_colours import ColourSettings, colour_towers, frozen_products, label_tokenizer
@@ -89,15 +95,14 @@ def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     """Steps of contrastive training and of fine-tuning end to end, as `shelfwise train categorize` runs them."""
     generate_sample(folder / "sample.parquet", products)
     feed = open_feed(folder / "sample.parquet")
-    text = read_text(feed)
-    taxonomy = Taxonomy.from_paths({path for path in text.categories if path})
-    titles = text.training_titles()
+    start = time.perf_counter()
+    store = open_store(feed, folder / "store", 80, 64)
+    prepared = len(store) / (time.perf_counter() - start)
+    taxonomy = Taxonomy.from_paths({path for path in store.categories if path})
+    titles = training_titles(store)
     tokenizer = train_tokenizer(titles)
     length = fit_max_length(tokenizer, titles)
-    set_length(tokenizer, length)
-    start = time.perf_counter()
-    examples = prepare_examples(feed, text, taxonomy, tokenizer, 80, 64, folder / "examples")
-    prepared = len(text.titles) / (time.perf_counter() - start)
+    examples = make_examples(store, set_length(tokenizer, length), taxonomy)
     described = {"measured": "stage", "system": "categorize", "examples": "products"}
     yield described | {"stage": "preparing the feed", "examples_per_second": prepared}
 
@@ -107,8 +112,8 @@ def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     head = CategoryHead(CategoryHeadConfig(embed_dim=WIDTH, num_classes=classes))
     table = ring_table(classes)
     tree = taxonomy_table(taxonomy.paths)
-    tasks: dict[str, tuple[Task, int]] = {
-        "contrastive": (ContrastiveTask(DualEncoder(image_encoder, text_encoder), examples), 128),
+    tasks: dict[str, tuple[Task[Any], int]] = {
+        "contrastive": (ContrastiveTask(TwoTowers(image_encoder, text_encoder), examples), 128),
         "finetune": (
             FineTuneTask(
                 Categorizer(image_encoder, text_encoder, head),
@@ -130,21 +135,22 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     generate_colour_sample(folder / "colours.parquet", products)
     feed = open_feed(folder / "colours.parquet")
     start = time.perf_counter()
-    examples = prepare_colour_examples(feed, settings.image_height, settings.image_width, folder / "photos")
+    store = open_store(feed, folder / "store", settings.image_height, settings.image_width)
     described = {"measured": "stage", "system": "match-colours"}
-    prepared = len(examples.variants) / (time.perf_counter() - start)
+    prepared = len(store.readable) / (time.perf_counter() - start)
     yield described | {"stage": "preparing the feed", "examples": "photos", "examples_per_second": prepared}
 
+    examples = make_colour_examples(store)
     tokenizer = label_tokenizer(examples.colours(), settings, clean_labels)
     validation = list(ColourGroups(examples.variants, "val").evaluation())
     evaluator = ColourEvaluator(examples, validation, tokenizer)
     towers = colour_towers(settings, tokenizer)
-    matcher = ColourMatcher(towers.image_tower, towers.label_tower, ColourHead(settings.matcher))
+    matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
     pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
     grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels, settings.mix)
     joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
-    embedded = frozen_products(matcher.image_tower, grouped, views=1)
-    tasks: dict[str, tuple[Task, int, str]] = {
+    embedded = frozen_products(matcher.image_encoder, grouped, views=1)
+    tasks: dict[str, tuple[Task[Any], int, str]] = {
         "contrastive": (ColourContrastiveTask(towers, pairs, evaluator), settings.contrastive.batch_size, "photos"),
         "joint": (joint, settings.joint.batch_size, "products"),
         "frozen": (ColourFrozenTask(matcher, embedded, evaluator), settings.frozen.batch_size, "products"),
@@ -153,10 +159,10 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
         yield described | {"stage": stage, "examples": unit, "batch": batch, **run_steps(task, batch, steps)}
 
 
-def run_steps(task: Task, batch_size: int, steps: int) -> Row:
+def run_steps(task: Task[Any], batch_size: int, steps: int) -> Row:
     """Trains some steps as the loop does, and looks at the clock where a batch arrives and where a step ends."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = task.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = task.model.to(device, memory_format=torch.channels_last)
     model.train()
     task.start_epoch(0)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -172,8 +178,7 @@ def run_steps(task: Task, batch_size: int, steps: int) -> Row:
             begin = time.perf_counter()
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(batches).items()}
             waited = time.perf_counter() - begin
-            loss, _ = task.loss(model, batch)
-            loss.backward()
+            torch.stack([*task.losses(task.forward(model, batch), batch).values()]).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

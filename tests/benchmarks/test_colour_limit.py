@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
 from benchmarks.quality.colour_limit import doubted_labels, repeated_photos
 from catalogue.colour_groups import ColourGroup, ColourVariant
+from catalogue.store import Store
 from training.colour_examples import ColourExamples
 
 
@@ -14,18 +17,27 @@ def variant(colour: str, *, named: bool = True) -> ColourVariant:
     return ColourVariant("shirt", colour, colour, named, ("Shirts",), "test")
 
 
+def examples_of(pixels: np.ndarray, *variants: ColourVariant) -> ColourExamples:
+    """Photos of as many products, in a store."""
+    nothing = [""] * len(variants)
+    keys = np.array([zlib.crc32(photo.tobytes()) for photo in pixels], np.uint64)
+    rows = np.arange(len(variants))
+    store = Store("", "", nothing, nothing, [()] * len(rows), {}, rows, rows, rows >= 0, keys, pixels)
+    return ColourExamples(store, variants)
+
+
 def test_repeated_photos_count_pairs_of_the_same_pixels_under_different_colours() -> None:
     pixels = np.zeros((6, 4, 4, 3), np.uint8)
     pixels[3:5, 0, 0, 0] = 1  # a second photo, twice
     pixels[5] = 9  # a third, once
     colours = ("Blue", "Blue", "Navy Blue", "Red", "Red", "Green")
-    found = repeated_photos(ColourExamples(pixels, tuple(map(variant, colours))), named=True)
+    found = repeated_photos(examples_of(pixels, *map(variant, colours)), named=True)
     assert (found.pairs, found.disagree) == (4, 0.5)
     assert found.limit == pytest.approx(0.5**0.5)
 
 
 def test_repeated_photos_of_titles_without_a_colour_can_be_left_out() -> None:
-    examples = ColourExamples(np.zeros((2, 4, 4, 3), np.uint8), (variant("Blue"), variant("Red", named=False)))
+    examples = examples_of(np.zeros((2, 4, 4, 3), np.uint8), variant("Blue"), variant("Red", named=False))
     assert repeated_photos(examples, named=False).disagree == 1.0
     with pytest.raises(ValueError, match="twice"):
         repeated_photos(examples, named=True)

@@ -25,7 +25,6 @@ from export.match_colours import (
     Asked,
     ServedColourMatcher,
     colour_matcher_system,
-    colour_matcher_system_for_gpu,
     real_inputs,
 )
 from export.onnx_graphs import ExportError
@@ -35,12 +34,12 @@ from export.repository import published_versions
 from export.system import ExportTarget
 from models.colour_matcher import ColourMatcher
 from models.matcher import Matcher, MatcherConfig
-from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from training.match_colours import COLOUR_MATCHER, ColourMatcherBundle, sample_groups
 
 
 def asked_about(bundle: ColourMatcherBundle, sizes: Sequence[tuple[int, int]]) -> list[Asked]:
     """Products of the given numbers of photos and labels, put together from real photos and colours."""
-    every = [product for sample in bundle.samples for product in sample]
+    every = bundle.samples
     names = [product.entities["base_colour"] for product in every]
     return [
         (
@@ -57,7 +56,7 @@ def model_answers(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> list[n
     answers = []
     for photos, labels in asked:
         flat = real_inputs(bundle, [(photos, labels)])
-        tower, n, m = bundle.config.image_tower, len(photos), len(labels)
+        tower, n, m = bundle.config.image_encoder, len(photos), len(labels)
         logits, _, _ = bundle.model(
             flat["pixel_values"].view(n, tower.height, tower.width, 3),
             flat["input_ids"].view(m, -1),
@@ -74,7 +73,7 @@ def model_answers(bundle: ColourMatcherBundle, asked: Sequence[Asked]) -> list[n
 def test_graph_answers_as_the_model_for_products_of_any_size_in_one_batch(
     colour_bundle: Path, colour_repository: Path, sizes: list[tuple[int, int]]
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     session = onnxruntime.InferenceSession(colour_repository / "colour_matcher" / "1" / "model.onnx")
     asked = asked_about(bundle, sizes)
     inputs = {name: tensor.numpy() for name, tensor in real_inputs(bundle, asked).items()}
@@ -89,7 +88,7 @@ def test_graph_answers_as_the_model_for_products_of_any_size_in_one_batch(
 def test_a_product_is_answered_as_alone_in_a_batch_of_64_in_any_order_and_room(
     colour_bundle: Path, colour_repository: Path
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     session = onnxruntime.InferenceSession(colour_repository / "colour_matcher" / "1" / "model.onnx")
     asked = asked_about(bundle, [(1 + number % 5, 1 + number % 5 + number % 7) for number in range(63)])
     large = asked_about(bundle, [(17, 33)])
@@ -107,7 +106,7 @@ def test_a_product_is_answered_as_alone_in_a_batch_of_64_in_any_order_and_room(
 
 
 def test_graph_for_tensorrt_answers_the_same_in_all_the_room_there_is(colour_bundle: Path) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     inputs = real_inputs(bundle, asked_about(bundle, [(2, 3), (1, 1), (4, 6)]))
     with torch.no_grad():
         whole = ServedColourMatcher(bundle.model, trim=False)(**inputs)
@@ -121,7 +120,7 @@ def test_graph_for_tensorrt_answers_the_same_in_all_the_room_there_is(colour_bun
 def test_fused_matcher_for_a_gpu_answers_as_the_model_in_ragged_batches(
     colour_bundle: Path, fused_repository: Path
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     folder = fused_repository / "colour_matcher" / "1"
     report = json.loads((folder / "report.json").read_text())
     assert report["precision"] == "bf16"
@@ -132,9 +131,9 @@ def test_fused_matcher_for_a_gpu_answers_as_the_model_in_ragged_batches(
     fused = FusedColourMatcher(served.model, torch.float32, served.device)
     sizes = [(1, 1), (9, 40), (2, 2), (1, 3)]
     asked = asked_about(bundle, sizes)
-    flat, tower = real_inputs(bundle, asked), bundle.config.image_tower
+    flat, tower = real_inputs(bundle, asked), bundle.config.image_encoder
     pixels = flat["pixel_values"].view(-1, tower.height, tower.width, 3)
-    tokens = (flat[name].view(-1, bundle.config.label_tower.max_length) for name in ("input_ids", "attention_mask"))
+    tokens = (flat[name].view(-1, bundle.config.text_encoder.max_length) for name in ("input_ids", "attention_mask"))
     for found, expected in zip(fused(pixels, *tokens, sizes), model_answers(bundle, asked), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -157,10 +156,10 @@ def test_fused_matcher_that_answers_differently_is_not_published(
 
 
 def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path, tmp_path: Path) -> None:
-    bundle = load_colour_bundle(colour_bundle)
+    bundle = COLOUR_MATCHER.load(colour_bundle)
     bundle.model.head.matcher = Matcher(MatcherConfig(edge="dot_product"))
     with pytest.raises(ExportError, match="the fused matcher cannot serve it: no packed weights"):
-        colour_matcher_system_for_gpu(bundle, colour_bundle)
+        colour_matcher_system(bundle, colour_bundle, ExportTarget(Runtime.GPU))
     with pytest.raises(ExportError, match="target gpu runs bf16, fp32, not fp16"):
         export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU, Precision.FP16))
 
@@ -168,9 +167,9 @@ def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path,
 def test_a_feed_calibrates_on_its_training_split_and_its_validation_split_passes_the_gate(
     colour_bundle: Path, colour_feed: Path
 ) -> None:
-    bundle, feed = load_colour_bundle(colour_bundle), open_feed(colour_feed)
-    alone = colour_matcher_system(bundle, colour_bundle, Runtime.CPU)
-    system = colour_matcher_system(bundle, colour_bundle, Runtime.CPU, feed)
+    bundle, feed = COLOUR_MATCHER.load(colour_bundle), open_feed(colour_feed)
+    alone = colour_matcher_system(bundle, colour_bundle, ExportTarget())
+    system = colour_matcher_system(bundle, colour_bundle, ExportTarget(), feed)
 
     def answers(inputs: Sequence[Mapping[str, torch.Tensor]]) -> int:
         return sum(int(batch["pair_present"].any(2).sum()) for batch in inputs)
@@ -182,7 +181,7 @@ def test_a_feed_calibrates_on_its_training_split_and_its_validation_split_passes
 
 
 def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Path, tmp_path: Path) -> None:
-    products = [product for sample in load_colour_bundle(colour_bundle).samples[:1] for product in sample[:1]]
+    products = COLOUR_MATCHER.load(colour_bundle).samples[:1]
     write_feed(tmp_path / "feed.parquet", products)
     with pytest.raises(FeedError, match="no product in two colours in split 'train'"):
         export_bundle(colour_bundle, tmp_path / "repository", feed=open_feed(tmp_path / "feed.parquet"))
@@ -199,7 +198,7 @@ def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Pa
     tokenizer = (colour_repository / "prepare_colours" / "1" / "tokenizer.json").read_bytes()
     assert tokenizer == (colour_bundle / "tokenizer.json").read_bytes()
     requests = json.loads((colour_repository / "match_colours" / "readiness.json").read_text())
-    sample = load_colour_bundle(colour_bundle).samples[0]
+    sample = sample_groups(COLOUR_MATCHER.load(colour_bundle).samples)[0]
     assert [base64.b64decode(image) for image in requests[0]["images"]] == [product.images[0] for product in sample]
     assert requests[0]["labels"] == [product.entities["base_colour"] for product in sample]
     assert published_versions(colour_repository, "match_colours") == [1]

@@ -24,7 +24,7 @@ from export.check import check_repository
 from export.parity import ParityError
 from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
 from export.served import model_configs
-from training.bundle import load_bundle
+from training.categorize import CATEGORIZER
 
 
 def publish(repository: Path, text: str) -> int:
@@ -117,13 +117,18 @@ def test_an_exported_repository_holds_what_its_models_read(categorize_repository
 def test_neighbour_kl_is_the_divergence_from_the_soft_label(
     categorize_bundle: Path, categorize_repository: Path
 ) -> None:
-    bundle = load_bundle(categorize_bundle)
+    bundle = CATEGORIZER.load(categorize_bundle)
     inputs = real_inputs(bundle, bundle.samples)
     with torch.no_grad():
         logits = bundle.model(*(inputs[name] for name in inputs))
     q = torch.softmax(logits.double(), dim=1).numpy()
-    soft = np.zeros((len(bundle.taxonomy), len(bundle.taxonomy)))
-    np.put_along_axis(soft, bundle.neighbours.ids.long().numpy(), bundle.neighbours.weights.double().numpy(), axis=1)
+    soft = np.zeros((len(bundle.extras["labels.txt"]), len(bundle.extras["labels.txt"])))
+    np.put_along_axis(
+        soft,
+        bundle.extras["neighbours.safetensors"].ids.long().numpy(),
+        bundle.extras["neighbours.safetensors"].weights.double().numpy(),
+        axis=1,
+    )
     p = soft[q.argmax(1)]
     expected = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(q)), 0).sum(1)
 

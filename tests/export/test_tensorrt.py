@@ -20,10 +20,11 @@ from export.onnx_graphs import ExportError, GraphSpec, export_onnx, save_onnx
 from export.plans import TENSORRT, TENSORRT_RTX, Gpu, PlanRecord, refusal
 from export.precision import Runtime
 from export.quantization import Quantization, Quantizer
+from export.system import ExportTarget
 from export.tensorrt import PlanBuilder, build_plan, plan_builder, plan_file
 from models.encoders import ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig
-from training.bundle import load_bundle
-from training.colour_bundle import load_colour_bundle
+from training.categorize import CATEGORIZER
+from training.match_colours import COLOUR_MATCHER
 
 ADA = "8.9"
 
@@ -74,8 +75,10 @@ def test_every_precision_of_an_encoder_builds(builder: PlanBuilder, tmp_path: Pa
 def test_every_graph_of_every_system_builds(
     builder: PlanBuilder, categorize_bundle: Path, colour_bundle: Path, tmp_path: Path
 ) -> None:
-    categorizer = categorizer_system(load_bundle(categorize_bundle), categorize_bundle, Runtime.TENSORRT)
-    matcher = colour_matcher_system(load_colour_bundle(colour_bundle), colour_bundle, Runtime.TENSORRT)
+    categorizer = categorizer_system(
+        CATEGORIZER.load(categorize_bundle), categorize_bundle, ExportTarget(Runtime.TENSORRT)
+    )
+    matcher = colour_matcher_system(COLOUR_MATCHER.load(colour_bundle), colour_bundle, ExportTarget(Runtime.TENSORRT))
     for graph, axes in [
         *((graph, categorizer.axis_ranges) for graph in categorizer.graphs),
         *((graph, matcher.axis_ranges) for graph in matcher.graphs),

@@ -89,9 +89,9 @@ def test_padding_changes_nothing(matcher: ColourMatcher) -> None:
     pixels, ids, mask = product(3, 4, 5)
     [alone] = answers(matcher, [(pixels, ids, mask)])
     images = torch.full((1, 6, 128), 7.0)
-    images[0, :3] = matcher.image_tower(pixels)
+    images[0, :3] = matcher.image_encoder(pixels)
     labels = torch.full((1, 9, 128), -7.0)
-    labels[0, :4] = matcher.label_tower(ids, mask)
+    labels[0, :4] = matcher.text_encoder(ids, mask)
     present = (torch.arange(6) < 3)[None], (torch.arange(9) < 4)[None]
     padded = matcher.head.padded(images, labels, *present).softmax(-1)[0, :3]
     torch.testing.assert_close(padded[:, :4], alone, atol=1e-5, rtol=0)

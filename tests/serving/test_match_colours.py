@@ -24,7 +24,7 @@ from export.served import model_configs, unexported_models
 from models.assignment import one_to_one
 from serving.readiness import check
 from serving.server import StartupError, TritonServer
-from training.colour_bundle import ColourMatcherBundle, load_colour_bundle
+from training.match_colours import COLOUR_MATCHER, ColourMatcherBundle, sample_groups
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def served(colour_server: TritonServer) -> Iterator[ShelfwiseClient]:
 
 @pytest.fixture(scope="module")
 def bundle(colour_bundle: Path) -> ColourMatcherBundle:
-    return load_colour_bundle(colour_bundle)
+    return COLOUR_MATCHER.load(colour_bundle)
 
 
 def images(products: list[Product]) -> list[bytes]:
@@ -69,7 +69,7 @@ def status_of(server: TritonServer, photos: list[bytes], texts: list[bytes]) -> 
 
 
 def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBundle) -> None:
-    for sample in bundle.samples[:4]:
+    for sample in sample_groups(bundle.samples)[:4]:
         products = list(sample)
         texts = [*labels(products), "plaid"]
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_answers_are_the_models(served: ShelfwiseClient, bundle: ColourMatcherBu
 
 
 def test_labels_are_cleaned_as_in_training(served: ShelfwiseClient, bundle: ColourMatcherBundle) -> None:
-    products = list(bundle.samples[0])
+    products = sample_groups(bundle.samples)[0]
     plain = [f"{name}" for name in ("Red", "Blue", "Green", "Black", "White", "Pink", "Grey", "Brown")]
     noisy = [f"{name} Shirt (ships within 30 days)" for name in plain]
     np.testing.assert_allclose(
@@ -97,7 +97,7 @@ def test_labels_are_cleaned_as_in_training(served: ShelfwiseClient, bundle: Colo
 def test_products_of_any_size_at_once_are_answered_as_alone(
     served: ShelfwiseClient, bundle: ColourMatcherBundle
 ) -> None:
-    every = [product for sample in bundle.samples for product in sample]
+    every = bundle.samples
     sizes = [(1 + number % 5, 1 + number % 5 + number % 3) for number in range(64)]
     requests = [
         (images(every[number % 7 :][:n]), [f"{text} {place}" for place, text in enumerate(labels(every[:m]))])
@@ -123,7 +123,7 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
     waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
     assert "dynamic_batching { }" in config.read_text()
     config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
-    every = [product for sample in bundle.samples for product in sample]
+    every = bundle.samples
     sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
     requests = [
         (images((every * 2)[:n]), [f"{name} {place}" for place, name in enumerate(labels((every * 4)[:m]))])
@@ -154,7 +154,7 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
     ],
 )
 def test_odd_labels_are_answered(served: ShelfwiseClient, bundle: ColourMatcherBundle, texts: list[str]) -> None:
-    matches = served.match_colours(images(list(bundle.samples[0]))[:2], texts, one_to_one=True)
+    matches = served.match_colours(images(sample_groups(bundle.samples)[0])[:2], texts, one_to_one=True)
     assert sorted(match.index for match in matches) == [0, 1]
     np.testing.assert_allclose(probabilities(matches).sum(1), 1, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_odd_labels_are_answered(served: ShelfwiseClient, bundle: ColourMatcherB
 def test_more_photos_than_labels_are_refused_with_both_counts(
     colour_server: TritonServer, bundle: ColourMatcherBundle
 ) -> None:
-    photo = images(list(bundle.samples[0]))[0]
+    photo = images(sample_groups(bundle.samples)[0])[0]
     status, message = status_of(colour_server, [photo, photo], [b"red"])
     assert "INVALID_ARGUMENT" in status
     assert "2 images and 1 labels" in message
@@ -172,7 +172,7 @@ def test_more_photos_than_labels_are_refused_with_both_counts(
 def test_nothing_to_match_is_refused(
     colour_server: TritonServer, bundle: ColourMatcherBundle, photos: int, texts: int
 ) -> None:
-    photo = images(list(bundle.samples[0]))[0]
+    photo = images(sample_groups(bundle.samples)[0])[0]
     status, message = status_of(colour_server, [photo] * photos, [b"red"] * texts)
     assert "INVALID_ARGUMENT" in status
     assert f"{photos} images and {texts} labels" in message
@@ -187,7 +187,7 @@ def test_a_thousand_photos_are_refused_before_they_are_decoded(colour_server: Tr
 def test_labels_that_are_not_utf_8_are_refused_by_their_place(
     colour_server: TritonServer, bundle: ColourMatcherBundle
 ) -> None:
-    photo = images(list(bundle.samples[0]))[0]
+    photo = images(sample_groups(bundle.samples)[0])[0]
     status, message = status_of(colour_server, [photo], [b"red", b"bl\xffue"])
     assert "INVALID_ARGUMENT" in status
     assert "label 1 is not valid UTF-8: byte 0xff at position 2" in message
@@ -197,7 +197,7 @@ def test_labels_that_are_not_utf_8_are_refused_by_their_place(
 def test_a_photo_that_cannot_be_decoded_fails_its_own_request_by_its_place(
     served: ShelfwiseClient, bundle: ColourMatcherBundle, bad: bytes
 ) -> None:
-    products = list(bundle.samples[0])
+    products = sample_groups(bundle.samples)[0]
     photos, texts = images(products)[:2], labels(products)[:2]
     expected = probabilities(served.match_colours(photos, texts))
 
@@ -233,7 +233,7 @@ def test_what_was_exported_for_a_gpu_answers_the_same_through_triton(
     config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
     packages = Path(torch.__file__).parents[1]
     model.write_text(f"import sys\nsys.path.append({str(packages)!r})\n{model.read_text()}")
-    requests = [(images(list(sample)), labels(list(sample))) for sample in bundle.samples[:8]]
+    requests = [(images(list(sample)), labels(list(sample))) for sample in sample_groups(bundle.samples)[:8]]
     server = start_server(repository)
     with ShelfwiseClient(server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda request: probabilities(client.match_colours(*request)), requests))
@@ -257,7 +257,7 @@ def test_what_was_exported_for_a_gpu_says_which_package_the_server_lacks(
 def test_command_prints_a_label_for_every_photo_and_draws_them(
     colour_server: TritonServer, bundle: ColourMatcherBundle, tmp_path: Path
 ) -> None:
-    products = list(bundle.samples[0])
+    products = sample_groups(bundle.samples)[0]
     files = [tmp_path / f"{number}.jpg" for number in range(len(products))]
     for file, product in zip(files, products, strict=True):
         file.write_bytes(product.images[0])

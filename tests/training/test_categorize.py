@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from catalogue.feed import FeedError, open_feed, write_feed
 from catalogue.product import Product
+from catalogue.store import open_store
 from export.bundles import export_bundle
 from export.categorize import real_inputs, whole_products
-from training.bundle import load_bundle, save_bundle
-from training.categorize import CategorizeSettings, feature_codes, held_out_samples, train_categorizer
+from tests.conftest import train_and_save
+from training.categorize import CATEGORIZER, CategorizeRecipe, CategorizeSettings, feature_codes
 from training.feature_codes import codes_from_taxonomy
-from training.train import TrainConfig, make_accelerator
+from training.recipe import held_out_samples
+from training.settings import TrainConfig
 
 PATHS = [("Apparel", "Shirts"), ("Apparel", "Trousers"), ("Footwear", "Boots"), ("Footwear", "Sandals")]
 
@@ -39,8 +41,10 @@ def test_products_with_an_image_that_cannot_be_read_are_no_samples(products: lis
     spoilt = next(product for product in products if product.split == "val" and product.images and product.title)
     truncated = replace(spoilt, images=(spoilt.images[0][:-200],))
     write_feed(tmp_path / "feed.parquet", [truncated if product is spoilt else product for product in products])
-    feed = open_feed(tmp_path / "feed.parquet")
-    for found in (held_out_samples(feed), whole_products(feed, "val")):
+    feed = open_feed(tmp_path / "feed.parquet", on_error="skip")
+    store = open_store(feed, tmp_path / "store", 48, 48)
+    held_out = held_out_samples(feed, store, lambda product: bool(product.images and product.title))
+    for found in (held_out, whole_products(feed, "val")):
         assert found
         assert spoilt.id not in {product.id for product in found}
 
@@ -49,10 +53,9 @@ def test_a_feed_without_titles_trains_exports_and_answers(products: list[Product
     feed = tmp_path / "images.parquet"
     write_feed(feed, [replace(product, title="") for product in products])
     run = tmp_path / "run"
-    bundle = train_categorizer(open_feed(feed), small_settings(), run, make_accelerator())
+    bundle = train_and_save(CategorizeRecipe, feed, small_settings(), run)
     assert set(bundle.config.metrics) == {"served", "finetuned"}, "there are no pairs for the published recipe"
-    assert set(bundle.config.metrics["finetuned"]) == {"image"}
-    save_bundle(run / "bundle", bundle)
+    assert set(bundle.config.metrics["finetuned"]) == {"image", "image, unseen"}
     report = export_bundle(run / "bundle", tmp_path / "repository")
     assert report.parity["category_head"][0].rows == len(bundle.samples)
 
@@ -60,19 +63,18 @@ def test_a_feed_without_titles_trains_exports_and_answers(products: list[Product
 def test_a_feed_without_titles_needs_fine_tuning_or_a_checkpoint(products: list[Product], tmp_path: Path) -> None:
     feed = tmp_path / "images.parquet"
     write_feed(feed, [replace(product, title="") for product in products])
-    settings = small_settings().overridden(epochs=0)
+    settings = small_settings().overridden({"epochs": 0})
     with pytest.raises(FeedError, match="no titles"):
-        train_categorizer(open_feed(feed), settings, tmp_path / "run", make_accelerator())
+        train_and_save(CategorizeRecipe, feed, settings, tmp_path / "run")
 
 
 def test_binary_codes_are_trained_saved_and_served(products: list[Product], tmp_path: Path) -> None:
     feed = tmp_path / "feed.parquet"
     write_feed(feed, products)
-    settings = small_settings(codes="taxonomy").overridden(labels="binary_codes")
-    bundle = train_categorizer(open_feed(feed), settings, tmp_path / "run", make_accelerator())
-    save_bundle(tmp_path / "bundle", bundle)
-    loaded = load_bundle(tmp_path / "bundle")
-    codes = codes_from_taxonomy(bundle.taxonomy.paths)
+    settings = small_settings(codes="taxonomy").overridden({"labels": "binary_codes"})
+    bundle = train_and_save(CategorizeRecipe, feed, settings, tmp_path / "run")
+    loaded = CATEGORIZER.load(tmp_path / "run" / "bundle")
+    codes = codes_from_taxonomy(bundle.extras["labels.txt"].paths)
     torch.testing.assert_close(loaded.model.head.codes, codes.codes.float())
 
     inputs = real_inputs(loaded, loaded.samples)
@@ -81,7 +83,7 @@ def test_binary_codes_are_trained_saved_and_served(products: list[Product], tmp_
     assert features.shape[1] == len(codes.features)
     expected = torch.softmax(codes.class_scores(features), dim=1)
     torch.testing.assert_close(torch.softmax(loaded.model.head.class_logits(features), dim=1), expected)
-    assert export_bundle(tmp_path / "bundle", tmp_path / "repository").version == 1
+    assert export_bundle(tmp_path / "run" / "bundle", tmp_path / "repository").version == 1
 
 
 def test_codes_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
@@ -102,4 +104,4 @@ def test_hashed_names_have_room_for_similarity() -> None:
 
 def test_labels_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValidationError, match="nearest_ever"):
-        CategorizeSettings().overridden(labels="nearest_ever")
+        CategorizeSettings().overridden({"labels": "nearest_ever"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from catalogue.colour_labels import clean_labels
 from catalogue.feed import open_feed, write_feed
 from catalogue.label_noise import LabelNoise
 from catalogue.product import Product
+from catalogue.store import open_store
 from models.tokenizer import character_tokenizer, encode, set_length
-from training.bundle import BundleError, load_bundle, system_of
-from training.colour_bundle import load_colour_bundle
-from training.colour_examples import ColourProducts, ProductMix, augment_photos, prepare_colour_examples, product_batch
+from training.bundle import BundleError
+from training.categorize import CATEGORIZER
+from training.colour_examples import ColourProducts, ProductMix, augment_photos, make_colour_examples, product_batch
 from training.colour_metrics import DecodedAccuracy, colour_report
-from training.colour_tasks import ColourEvaluator, matching_loss, supervised_contrastive_loss
-from training.examples import BatchRequest
+from training.colour_tasks import ColourEvaluator, matching_loss
+from training.contrastive import contrastive_loss
+from training.match_colours import COLOUR_MATCHER, sample_groups
+from training.sampling import BatchRequest
 
 GROUPS = [
     ColourGroup((5, 2), ("Red", "Blue", "Black"), ("Red", "Blue", "Black"), (2, 0)),
@@ -80,7 +84,7 @@ def test_supervised_contrastive_loss_is_that_of_the_paper() -> None:
         return sum(losses) / len(losses)
 
     expected = (side(cosines, positives) + side(cosines.T, positives.T)) / 2
-    found = supervised_contrastive_loss(images, texts, torch.tensor(10.0), positives)
+    found = contrastive_loss(images, texts, torch.tensor(10.0), positives)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -97,7 +101,7 @@ def test_report_counts_photos_and_whole_products() -> None:
 
 
 def test_a_batch_follows_from_its_request_alone(colour_feed: Path, tmp_path: Path) -> None:
-    examples = prepare_colour_examples(open_feed(colour_feed), 64, 56, tmp_path / "photos")
+    examples = make_colour_examples(open_store(open_feed(colour_feed), tmp_path, 64, 56))
     tokenizer = set_length(character_tokenizer(examples.colours()), 16)
     first, second = (ColourProducts(examples, tokenizer, LabelNoise(), clean_labels, ProductMix()) for _ in range(2))
     first[BatchRequest(np.arange(4), 1)]
@@ -115,7 +119,9 @@ def test_photos_that_cannot_be_decoded_are_left_out(colour_feed: Path, tmp_path:
     products = list(open_feed(colour_feed))[:5]
     broken = Product("broken", (b"no image",), products[0].title, products[0].category, products[0].entities, "train")
     write_feed(tmp_path / "feed.parquet", [broken, *products])
-    examples = prepare_colour_examples(open_feed(tmp_path / "feed.parquet"), 64, 56, tmp_path / "photos")
+    examples = make_colour_examples(
+        open_store(open_feed(tmp_path / "feed.parquet", on_error="skip"), tmp_path / "store", 64, 56)
+    )
     assert [variant is None for variant in examples.variants] == [True] + 5 * [False]
     assert 0 not in {row for split in ("train", "val", "test") for row in examples.rows(split)}
 
@@ -128,7 +134,7 @@ def test_augmented_photos_keep_their_colour() -> None:
 
 
 def test_a_short_training_learns_colours_and_looks_at_the_whole_product(colour_bundle: Path) -> None:
-    metrics = load_colour_bundle(colour_bundle).config.metrics
+    metrics = COLOUR_MATCHER.load(colour_bundle).config.metrics
     real = metrics[metrics["served"]]["real"]
     assert real["one_to_one"]["images"] > 0.6  # chance is about 0.3
     assert {"joint", "frozen"} <= metrics.keys()
@@ -138,17 +144,18 @@ def test_a_short_training_learns_colours_and_looks_at_the_whole_product(colour_b
 def test_bundle_answers_after_loading_as_its_figures_say(
     colour_bundle: Path, colour_feed: Path, tmp_path: Path
 ) -> None:
-    bundle = load_colour_bundle(colour_bundle)
-    assert system_of(colour_bundle) == "match-colours"
-    tower = bundle.config.image_tower
-    examples = prepare_colour_examples(open_feed(colour_feed), tower.height, tower.width, tmp_path / "photos")
+    bundle = COLOUR_MATCHER.load(colour_bundle)
+    assert bundle.config.system == "match-colours"
+    tower = bundle.config.image_encoder
+    examples = make_colour_examples(open_store(open_feed(colour_feed), tmp_path, tower.height, tower.width))
     groups = list(ColourGroups(examples.variants, "test").evaluation())
     report = ColourEvaluator(examples, groups, bundle.tokenizer).report(bundle.model)
     stored = bundle.config.metrics[bundle.config.metrics["served"]]["real"]
     assert report.one_to_one.images == pytest.approx(stored["one_to_one"]["images"])
     shown = [{examples.variants[row].group for row in group.photos} for group in groups]  # type: ignore[union-attr]
-    assert len(bundle.samples) == len(shown)
-    assert [len(sample) for sample in bundle.samples] == [len(group.photos) for group in groups]
+    samples = sample_groups(bundle.samples)
+    assert len(samples) == len(shown)
+    assert [len(sample) for sample in samples] == [len(group.photos) for group in groups]
 
 
 @pytest.mark.parametrize(
@@ -171,18 +178,17 @@ def test_damaged_bundles_are_refused_by_the_files_name(
     assert after != before
     (folder / name).write_bytes(after)
     with pytest.raises(BundleError, match=message):
-        load_colour_bundle(folder)
+        COLOUR_MATCHER.load(folder)
 
 
 def test_a_bundle_of_another_system_is_refused(colour_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"config\.json"):
-        load_bundle(colour_bundle)
+        CATEGORIZER.load(colour_bundle)
 
 
 def test_a_feed_without_colours_is_refused_in_a_sentence(colour_feed: Path, tmp_path: Path) -> None:
     feed, settings = tmp_path / "feed.parquet", tmp_path / "settings.json"
-    products = [Product(str(n), (b"x",), "Tee", ("A",), {}, "train") for n in range(3)]
-    write_feed(feed, products)
+    write_feed(feed, [replace(product, entities={}) for product in list(open_feed(colour_feed))[:3]])
     settings.write_text(json.dumps({"joint": {"epochs": 1}}))
     command = ["train", "match-colours", str(feed), "--run", str(tmp_path / "run"), "--settings", str(settings)]
     result = CliRunner().invoke(shelfwise.app, command)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.bundle import load_bundle
-from training.categorize import CategorizeSettings
-from training.examples import BatchRequest, augment, drop_tokens
-from training.sampling import EpochSampler
-from training.train import TrainConfig, learning_rate_factor
+from training.categorize import CATEGORIZER, CategorizeSettings
+from training.examples import augment, drop_tokens
+from training.sampling import BatchRequest, EpochSampler
+from training.settings import TrainConfig
+from training.train import learning_rate_factor
 
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = """{
@@ -68,10 +68,7 @@ def test_a_run_killed_twice_ends_with_the_numbers_of_an_unbroken_one(
 
 
 def test_arrays_of_a_feed_are_known_again_by_another_process(sample_feed: Path) -> None:
-    program = (
-        "import sys; from catalogue.feed import open_feed; from training.examples import feed_fingerprint;"
-        "print(feed_fingerprint(open_feed(sys.argv[1])))"
-    )
+    program = "import sys; from catalogue.feed import open_feed; print(open_feed(sys.argv[1]).fingerprint())"
     command = [sys.executable, "-c", program, str(sample_feed)]
     printed = {
         subprocess.run(
@@ -99,7 +96,7 @@ def test_two_processes_train_under_accelerate_launch(sample_feed: Path, tmp_path
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("written") == 1, "one process writes"
-    bundle = load_bundle(tmp_path / "run" / "bundle")
+    bundle = CATEGORIZER.load(tmp_path / "run" / "bundle")
     assert set(bundle.config.metrics) == {"served", "frozen", "finetuned"}
 
 
@@ -164,8 +161,14 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"kl_weight": -1.0}, "kl_weight"), ({"labels": "nonsense"}, "representation"), ({"gamma": -2.0}, "gamma")],
+    [
+        ({"kl_weight": -1.0}, "kl_weight"),
+        ({"labels": "nonsense"}, "representation"),
+        ({"gamma": -2.0}, "gamma"),
+        ({"finetune.epochs": "-1"}, "finetune.epochs"),
+        ({"no_such": "1"}, "no_such"),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(given: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CategorizeSettings().overridden(**given)  # type: ignore[arg-type]
+        CategorizeSettings().overridden(given)

@@ -13,18 +13,20 @@ from starlette.concurrency import run_in_threadpool
 
 from benchmarks.serving.pipeline import Answers, Preprocessing
 from export.onnx_graphs import ServedCategoryHead
-from training.bundle import load_bundle
+from training.categorize import CATEGORIZER
 
 
 class TorchPipeline:
     """`Pipeline` with the bundle's modules in the place of the ONNX files."""
 
     def __init__(self, repository: Path, bundle: Path) -> None:
-        loaded = load_bundle(bundle)
+        loaded = CATEGORIZER.load(bundle)
         self.preprocessing = Preprocessing(repository)
         self.model = loaded.model
-        self.head = ServedCategoryHead(loaded.model.head, loaded.neighbours, loaded.config.top_k).eval()
-        self.labels = np.array([" > ".join(path) for path in loaded.taxonomy.paths], np.object_)
+        self.head = ServedCategoryHead(
+            loaded.model.head, loaded.extras["neighbours.safetensors"], loaded.config.top_k
+        ).eval()
+        self.labels = np.array([" > ".join(path) for path in loaded.extras["labels.txt"].paths], np.object_)
 
     @torch.inference_mode()
     def __call__(self, images: list[bytes], titles: list[str]) -> Answers:
