@@ -1,0 +1,152 @@
+"""EI-CLIP's training: three contrastive losses over one batch, and how well the towers find each other's products.
+
+(E^I, E^T), (E^I, E^D) and (E^I, Ê^A): the whole text, the description alone, the entities alone; symmetric each, over
+the pairs of all processes. Catalogues repeat titles, and many products share all entities: texts that say the same are
+positives of each other's photos, never negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from catalogue.product import Split
+from models.retriever import Retriever
+
+from .contrastive import contrastive_loss
+from .distributed import gather_with_gradients
+from .embeddings import evaluating, in_batches
+from .retrieval_examples import RetrievalExamples, RetrievalPairs, Texts, TextViews
+from .retrieval_metrics import RetrievalReport, retrieval_report
+from .train import Batch, Losses, Task
+
+
+class RetrievalTask(Task[Retriever]):
+    """Trains a retriever on the pairs of the training split."""
+
+    name = "contrastive"
+
+    def __init__(self, model: Retriever, examples: RetrievalExamples, views: TextViews) -> None:
+        super().__init__()
+        self.model = model
+        self.examples = examples
+        self.dataset = RetrievalPairs(examples, examples.rows("train"), views)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """The embeddings that the losses compare, [B, D] each, and the scale."""
+        names = ("pixel_values", "input_ids", "attention_mask", "described", "entity_ids")
+        outputs: Batch = model(*(batch[name] for name in names))
+        return outputs
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """One for each kind of text that the model has."""
+        images = gather_with_gradients(outputs["image_embeds"])
+        names = ("keys", "description_keys", "entity_ids", "described")
+        keys, descriptions, entities, described = (gather_with_gradients(batch[name].long()) for name in names)
+        same_description = descriptions == descriptions.T
+        same_entities = (entities[:, None] == entities).all(2)
+        has_description, has_entities = described[:, 0] > 0, (entities > 0).any(1)
+        of_text = (keys == keys.T) | (same_description & same_entities)
+        kinds = {
+            "text": (of_text, has_description | has_entities),
+            "description": (same_description, has_description),
+            "entities": (same_entities, has_entities),
+        }
+        return {
+            name: _loss_of_given(images, gather_with_gradients(outputs[f"{name}_embeds"]), outputs["scale"], *kind)
+            for name, kind in kinds.items()
+            if f"{name}_embeds" in outputs
+        }
+
+    def scalars(self, outputs: Batch) -> Batch:
+        """The scale of the cosines."""
+        return {"logit_scale": outputs["scale"].detach()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Recall and MRR on the validation split, both directions, among all its products."""
+        embedded = embed_split(self.model, self.examples, "val")
+        if not len(embedded.rows):
+            return {}
+        return {f"{way}/{name}": value for way, r in embedded.reports().items() for name, value in r.flat().items()}
+
+
+def _loss_of_given(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor, given: Tensor) -> Tensor:
+    """The contrastive loss over the pairs whose text is there; zero where there is none."""
+    if not bool(given.any()):
+        return images.sum() * 0.0
+    return contrastive_loss(images[given], texts[given], scale, positives[given][:, given])
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """M examples, embedded: row i of both is the same product.
+
+    Attributes:
+        rows: [M] which examples.
+        products: [M] their products.
+        image_embeds, text_embeds: [M, D] float32, unit length.
+    """
+
+    rows: np.ndarray
+    products: np.ndarray
+    image_embeds: np.ndarray
+    text_embeds: np.ndarray
+
+    def reports(self, among: np.ndarray | None = None) -> dict[str, RetrievalReport]:
+        """Image to text and text to image among all candidates; queries are those `among` [M] bool."""
+        own = [[row] if among is None or among[row] else [] for row in range(len(self.rows))]
+        if not any(own):
+            return {}
+        return {
+            "image to text": retrieval_report(self.image_embeds, self.text_embeds, own),
+            "text to image": retrieval_report(self.text_embeds, self.image_embeds, own),
+        }
+
+
+def embed_split(
+    model: Retriever,
+    examples: RetrievalExamples,
+    split: Split,
+    texts: Callable[[RetrievalExamples], Texts] = lambda examples: examples.feed,
+) -> EmbeddedSplit:
+    """Embeds the products of a split, each by its main photo and its text.
+
+    Args:
+        model: in any mode; evaluated in evaluation mode.
+        examples: held-out products have one example each.
+        split: which.
+        texts: in which view.
+    """
+    rows = examples.rows(split)
+    rows = rows[np.unique(examples.examples.product[rows], return_index=True)[1]]
+    products = examples.examples.product[rows]
+    images = embed_images(model, examples, rows)
+    return EmbeddedSplit(rows, products, images, embed_texts(model, texts(examples), products))
+
+
+def embed_images(model: Retriever, examples: RetrievalExamples, rows: np.ndarray) -> np.ndarray:
+    """[M, D] float32 of some examples."""
+    device = model.logit_scale.device
+
+    def embed(batch: np.ndarray) -> tuple[Tensor, ...]:
+        return (model.image_encoder(torch.from_numpy(examples.pixels(batch)).to(device)).cpu(),)
+
+    with evaluating(model):
+        return in_batches(embed, rows)[0].numpy()
+
+
+def embed_texts(model: Retriever, texts: Texts, products: np.ndarray) -> np.ndarray:
+    """[M, D] float32 of some products' texts."""
+    device = model.logit_scale.device
+
+    def embed(batch: np.ndarray) -> tuple[Tensor, ...]:
+        given = texts.batch(batch)
+        del given["description_keys"]
+        return (model.embed_text(**{name: tensor.to(device) for name, tensor in given.items()}).cpu(),)
+
+    with evaluating(model):
+        return in_batches(embed, products)[0].numpy()
