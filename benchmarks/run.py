@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES: dict[str, tuple[str, ...]] = {
-    "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher"),
+    "kernels": ("benchmarks.kernels.label_kl", "benchmarks.kernels.matcher", "benchmarks.kernels.label_kl_cpu"),
     "serving": ("benchmarks.serving.suite", "benchmarks.serving.colours"),
     "export": ("benchmarks.export.categorize", "benchmarks.export.match_colours", "benchmarks.export.speed"),
     "training": ("benchmarks.training.throughput", "benchmarks.growth.growth"),

@@ -14,6 +14,7 @@ from benchmarks.export.categorize import accuracy_table
 from benchmarks.export.match_colours import forms_table
 from benchmarks.export.speed import speed_table
 from benchmarks.growth.report import growth_table
+from benchmarks.kernels.report import cpu_table, label_kl_table, matcher_table
 from benchmarks.markdown import Rows, provenance
 from benchmarks.quality.colour_table import matching_table
 from benchmarks.quality.labels import labels_table
@@ -34,6 +35,9 @@ def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "serving-colours": ("serving-colours", colours_table),
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
+        "kernel-1": ("h200/label_kl", label_kl_table),
+        "kernel-2": ("h200/matcher", matcher_table),
+        "kernel-1-cpu": ("label_kl_cpu", cpu_table),
         "labels": ("labels", labels_table),
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),

@@ -213,7 +213,7 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
     pixel_values = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(max(total, 1), height, width, 3))
     readable, keys = np.zeros(total, bool), np.zeros(total, np.uint64)
     unreadable: Counter[str] = Counter()
-    training_photos = 0
+    training_photos = training_readable = 0
 
     def decode(image: bytes) -> np.ndarray | ImageError:
         try:
@@ -238,14 +238,15 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
                     pixels = np.full((height, width, 3), WHITE, np.uint8)
                 else:
                     readable[row] = True
+                    training_readable += split == "train"
                 pixel_values[row] = pixels
                 keys[row] = int.from_bytes(blake2b(pixels.tobytes(), digest_size=8).digest(), "big")
                 row += 1
     if row != total:
         raise FeedError(f"{feed.path} changed while it was read: {total} images at first, then {row}")
-    if training_photos and not readable.any():
+    if training_photos and not training_readable:
         kinds = ", ".join(f"{kind} {count}" for kind, count in unreadable.most_common())
-        raise FeedError(f"{feed.path}: none of its {total} images can be read: {kinds}")
+        raise FeedError(f"{feed.path}: none of its {training_photos} training images can be read: {kinds}")
     pixel_values.flush()
     np.savez(folder / "photos.npz", readable=readable, keys=keys)
     (folder / "unreadable.json").write_text(json.dumps(unreadable))

@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import label_kl_triton, matcher_triton
+from kernels.label_kl_objective import Objective
 
 SHARED_BYTES = {80: 163 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10, 120: 99 * 2**10}
 """Architecture -> shared memory that a block may have (CUDA programming guide, technical specifications)."""
@@ -93,6 +94,12 @@ class Compiled:
         return min([*self.row_loads, *self.row_stores], default=0)
 
 
+def _objective(classes: int, temperature: float = 1.0, class_weights: bool = False) -> Objective:
+    ids = torch.empty(classes, ENTRIES, dtype=torch.int32, device="meta")
+    class_weight = torch.empty(classes, device="meta") if class_weights else None
+    return Objective(ids[:, 0], ids, torch.empty_like(ids, dtype=torch.float32), class_weight, temperature=temperature)
+
+
 def _row_configuration(
     name: str,
     classes: int,
@@ -103,12 +110,10 @@ def _row_configuration(
     class_weights: bool = False,
 ) -> Configuration:
     logits = torch.empty(2, width, dtype=dtype, device="meta")
-    ids = torch.empty(classes, ENTRIES, dtype=torch.int32, device="meta")
-    class_weight = torch.empty(classes, device="meta") if class_weights else None
+    objective = _objective(classes, temperature, class_weights)
     plan = label_kl_triton.plan_row(width, dtype.itemsize, temperature != 1.0, class_weights)
-    kernel, constants = label_kl_triton.row_launch(
-        logits, logits if with_gradient else None, ids, class_weight, temperature, classes, plan
-    )
+    gradient = logits if with_gradient else None
+    kernel, constants = label_kl_triton.row_launch(logits, gradient, objective, classes, plan)
     types = _types(kernel, constants, dtype)
     return Configuration(name, kernel, constants, types, dtype, plan.num_warps, bool(constants["ALIGNED"]))
 
@@ -175,7 +180,8 @@ def configurations() -> list[Configuration]:
         _row_configuration("focal_label_kl 100,000 fp32", 100000, 100000, fp32),
     ]
     logits, row = torch.empty(2, 4352, dtype=bf16, device="meta"), torch.empty(2, device="meta")
-    ids = torch.empty(100000, ENTRIES, dtype=torch.int32, device="meta")
+    weighted = _objective(100000, class_weights=True)
+    ids = weighted.neighbour_ids
     candidates = torch.empty(2, 20, dtype=torch.int64, device="meta")
     kernels = label_kl_triton
     others = [
@@ -191,11 +197,11 @@ def configurations() -> list[Configuration]:
         ),
         _configuration("mean of 8,192", kernels.reduce_kernel, kernels.reduce_constants(8192, True, True), fp32),
         _configuration("scale 4,352 bf16", kernels.scale_kernel, kernels.scale_constants(logits, row), bf16),
-        _configuration("linear row loss", kernels.row_loss_kernel, kernels.row_loss_constants(ids, True), fp32),
+        _configuration("linear row loss", kernels.row_loss_kernel, kernels.row_loss_constants(weighted), fp32),
     ]
     for dtype in (bf16, fp32):
         for temperature, what in ((1.0, ""), (2.0, ", temperature")):
-            constants = kernels.block_constants(dtype.itemsize, temperature, ids)
+            constants = kernels.block_constants(dtype.itemsize, _objective(100000, temperature))
             name = f"linear, 4,096 columns, {_TYPES[dtype]}{what}"
             others.append(_configuration(f"{name}: statistics", kernels.block_statistics_kernel, constants, dtype))
             others.append(_configuration(f"{name}: gradient", kernels.block_gradient_kernel, constants, dtype))

@@ -4,14 +4,14 @@
 
 with p = softmax(logits) and target_y a row of a sparse table (K+1 ids and weights a class). Loss and gradient come out
 of one pass over the logits: the gradient is computed in the forward call and only scaled, in place, in the backward
-call, where a factor of one costs no traffic. CUDA tensors go to label_kl_triton.py, all others to label_kl_torch.py.
+call, where a factor of one costs no traffic. CUDA tensors go to label_kl_triton.py, all others to label_kl_torch.py;
+both take what is to be computed as one value (label_kl_objective.py).
 Focal loss: Lin et al., ICCV 2017; gradient in forward: Liger-Kernel (arXiv 2410.10989); recomputed classifier:
 Cut Your Losses (arXiv 2411.09009).
 """
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any, Literal
 
@@ -19,15 +19,18 @@ import torch
 from torch import Tensor
 
 from kernels import label_kl_torch
+from kernels.label_kl_objective import (
+    LOGITS_DTYPES,
+    SCHEMA,
+    Objective,
+    check_labels,
+    check_table,
+    check_temperature,
+    check_values,
+    names,
+)
 
 Reduction = Literal["mean", "sum", "none"]
-
-LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LABEL_DTYPES = (torch.int64, torch.int32)
-MAX_TABLE_WIDTH = 256
-"""Most entries (neighbours and the class itself) a table row may have."""
-STATISTICS = 5
-"""Numbers a row that the recomputing linear entry keeps between its forward and backward calls on CUDA."""
 
 
 def focal_label_kl(
@@ -80,19 +83,25 @@ def focal_label_kl(
         RuntimeError: on a second differentiation of the result.
     """
     classes = _checked_classes(logits, num_classes)
-    _check_table(classes, neighbour_ids, neighbour_weights, logits)
-    _check_labels("labels", labels, (logits.shape[0],), logits)
-    _check_class_weight(class_weight, classes, logits)
-    _check_settings(gamma, kl_weight, temperature, reduction)
-    table = (neighbour_ids, neighbour_weights, class_weight)
-    settings = (float(gamma), float(kl_weight), float(temperature), ignore_index, reduction, classes)
+    objective = Objective(
+        labels,
+        neighbour_ids,
+        neighbour_weights,
+        class_weight,
+        float(gamma),
+        float(kl_weight),
+        float(temperature),
+        ignore_index,
+    )
+    objective.check(logits, classes)
+    _check_reduction(reduction)
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     if wants_gradient and inplace_backward and not torch.compiler.is_compiling():
         _check_overwritable(logits)
         gradient = logits.detach()  # shares memory and version counter with the logits
-        loss, remaining = torch.ops.shelfwise.focal_label_kl_(gradient, labels, *table, *settings)
+        loss, remaining = torch.ops.shelfwise.focal_label_kl_(gradient, *objective, reduction, classes)
         return torch.ops.shelfwise.attach_gradient(logits, loss, gradient, remaining)
-    loss, _, _ = torch.ops.shelfwise.focal_label_kl(logits, labels, *table, *settings, wants_gradient)
+    loss, _, _ = torch.ops.shelfwise.focal_label_kl(logits, *objective, reduction, classes, wants_gradient)
     return loss
 
 
@@ -140,7 +149,7 @@ def linear_focal_label_kl(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if hidden.dtype not in LOGITS_DTYPES:
-        raise ValueError(f"hidden: expected one of {_names(LOGITS_DTYPES)}, got {hidden.dtype}")
+        raise ValueError(f"hidden: expected one of {names(LOGITS_DTYPES)}, got {hidden.dtype}")
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.dtype != hidden.dtype:
             raise ValueError(f"{name}: expected hidden's dtype {hidden.dtype}, got {parameter.dtype}")
@@ -160,14 +169,7 @@ def linear_focal_label_kl(
             reduction=reduction,
             inplace_backward=True,
         )
-    _check_table(classes, neighbour_ids, neighbour_weights, hidden)
-    _check_labels("labels", labels, (hidden.shape[0],), hidden)
-    _check_class_weight(class_weight, classes, hidden)
-    _check_settings(gamma, kl_weight, temperature, reduction)
-    loss, _ = torch.ops.shelfwise.linear_focal_label_kl(
-        hidden,
-        weight,
-        bias,
+    objective = Objective(
         labels,
         neighbour_ids,
         neighbour_weights,
@@ -177,6 +179,9 @@ def linear_focal_label_kl(
         float(temperature),
         ignore_index,
     )
+    objective.check(hidden, classes)
+    _check_reduction(reduction)
+    loss, _ = torch.ops.shelfwise.linear_focal_label_kl(hidden, weight, bias, *objective)
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -209,28 +214,21 @@ def label_kl(
         ValueError: as in `focal_label_kl`.
     """
     classes = _checked_classes(logits, None)
-    _check_table(classes, neighbour_ids, neighbour_weights, logits)
+    check_table(classes, neighbour_ids, neighbour_weights, logits)
     shape = (logits.shape[0],) if candidates.dim() == 1 else (logits.shape[0], candidates.shape[-1])
-    _check_labels("candidates", candidates, shape, logits)
-    _check_settings(0.0, 1.0, temperature, "none")
+    check_labels("candidates", candidates, shape, logits)
+    check_temperature(temperature)
     result = torch.ops.shelfwise.label_kl(
         logits, candidates.reshape(len(logits), -1), neighbour_ids, neighbour_weights, float(temperature)
     )
     return result.reshape(candidates.shape)
 
 
-# Checks of what is cheap to see: shapes, types, devices. Values are looked at inside the operators, on real tensors.
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 def _checked_classes(logits: Tensor, num_classes: int | None) -> int:
     if logits.dim() != 2:
         raise ValueError(f"logits: expected rank 2 [B, C], got shape {tuple(logits.shape)}")
     if logits.dtype not in LOGITS_DTYPES:
-        raise ValueError(f"logits: expected one of {_names(LOGITS_DTYPES)}, got {logits.dtype}")
+        raise ValueError(f"logits: expected one of {names(LOGITS_DTYPES)}, got {logits.dtype}")
     if logits.shape[1] < 1:
         raise ValueError(f"logits: expected at least one class, got shape {tuple(logits.shape)}")
     if num_classes is None:
@@ -240,52 +238,7 @@ def _checked_classes(logits: Tensor, num_classes: int | None) -> int:
     return num_classes
 
 
-def _check_table(classes: int, neighbour_ids: Tensor, neighbour_weights: Tensor, like: Tensor) -> None:
-    if neighbour_ids.dtype not in LABEL_DTYPES:
-        raise ValueError(f"neighbour_ids: expected one of {_names(LABEL_DTYPES)}, got {neighbour_ids.dtype}")
-    if neighbour_weights.dtype != torch.float32:
-        raise ValueError(f"neighbour_weights: expected float32, got {neighbour_weights.dtype}")
-    for name, table in (("neighbour_ids", neighbour_ids), ("neighbour_weights", neighbour_weights)):
-        if table.dim() != 2 or table.shape[0] != classes or not 1 <= table.shape[1] <= MAX_TABLE_WIDTH:
-            raise ValueError(
-                f"{name}: expected [{classes}, K+1] with K+1 from 1 to {MAX_TABLE_WIDTH}, got {tuple(table.shape)}"
-            )
-        if table.device != like.device:
-            raise ValueError(f"{name}: expected device {like.device}, got {table.device}")
-    if neighbour_ids.shape != neighbour_weights.shape:
-        raise ValueError(
-            f"neighbour_weights: expected neighbour_ids' shape {tuple(neighbour_ids.shape)}, "
-            f"got {tuple(neighbour_weights.shape)}"
-        )
-
-
-def _check_labels(name: str, labels: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if labels.dtype not in LABEL_DTYPES:
-        raise ValueError(f"{name}: expected one of {_names(LABEL_DTYPES)}, got {labels.dtype}")
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(labels.shape)}")
-    if labels.device != like.device:
-        raise ValueError(f"{name}: expected device {like.device}, got {labels.device}")
-
-
-def _check_class_weight(class_weight: Tensor | None, classes: int, like: Tensor) -> None:
-    if class_weight is None:
-        return
-    if class_weight.dtype != torch.float32:
-        raise ValueError(f"class_weight: expected float32, got {class_weight.dtype}")
-    if tuple(class_weight.shape) != (classes,):
-        raise ValueError(f"class_weight: expected shape ({classes},), got {tuple(class_weight.shape)}")
-    if class_weight.device != like.device:
-        raise ValueError(f"class_weight: expected device {like.device}, got {class_weight.device}")
-
-
-def _check_settings(gamma: float, kl_weight: float, temperature: float, reduction: str) -> None:
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
-    if not math.isfinite(kl_weight):
-        raise ValueError(f"kl_weight: expected a finite number, got {kl_weight}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+def _check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 
@@ -299,70 +252,38 @@ def _check_overwritable(logits: Tensor) -> None:
         )
 
 
-def _check_values(name: str, values: Tensor, classes: int, ignore_index: int | None = None) -> None:
-    """Look at labels or ids; on a device only when asked to, since it waits for the device."""
-    if values.numel() == 0 or (values.device.type != "cpu" and os.environ.get("SHELFWISE_CHECK_IDS") != "1"):
-        return
-    outside = (values < 0) | (values >= classes)
-    if ignore_index is not None:
-        outside &= values != ignore_index
-    if outside.any():
-        allowed = f"0 to {classes - 1}" + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
-        raise ValueError(f"{name}: expected {allowed}, got {values[outside][0].item()}")
-
-
 def _takes_triton(tensor: Tensor) -> bool:
     """CUDA tensors do; CPU tensors as well when the process runs Triton's interpreter."""
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
     return tensor.dtype != torch.float64 and (tensor.is_cuda or interpreted)
 
 
-# Operators. Their settings are positional and in one order: gamma, kl_weight, temperature, ignore_index, …
+# Operators: a tensor or three, an objective's fields, and what else there is.
 
 
-@torch.library.custom_op("shelfwise::focal_label_kl", mutates_args=())
-def _focal_label_kl(
-    logits: Tensor,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-    reduction: str,
-    num_classes: int,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "shelfwise::focal_label_kl",
+    mutates_args=(),
+    schema=f"(Tensor logits, {SCHEMA}, str reduction, SymInt num_classes, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _focal_label_kl(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient of the loss times a constant known on the host, and what is left to multiply in backward."""
-    _check_values("labels", labels, num_classes, ignore_index)
-    _check_values("neighbour_ids", neighbour_ids, num_classes)
+    *fields, reduction, num_classes, with_gradient = arguments
     gradient = _gradient_like(logits) if with_gradient else None
-    arguments = (labels, neighbour_ids, neighbour_weights, class_weight, gamma, kl_weight, temperature, ignore_index)
-    loss, remaining = _loss_and_gradient(logits, gradient, *arguments, reduction, num_classes)
+    loss, remaining = _loss_and_gradient(logits, gradient, Objective(*fields), reduction, num_classes)
     return loss, logits.new_empty(0) if gradient is None else gradient, remaining
 
 
-@torch.library.custom_op("shelfwise::focal_label_kl_", mutates_args=("logits",))
-def _focal_label_kl_inplace(
-    logits: Tensor,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-    reduction: str,
-    num_classes: int,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "shelfwise::focal_label_kl_",
+    mutates_args=("logits",),
+    schema=f"(Tensor(a!) logits, {SCHEMA}, str reduction, SymInt num_classes) -> (Tensor, Tensor)",
+)
+def _focal_label_kl_inplace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The same, the gradient written over the logits."""
-    _check_values("labels", labels, num_classes, ignore_index)
-    _check_values("neighbour_ids", neighbour_ids, num_classes)
-    arguments = (labels, neighbour_ids, neighbour_weights, class_weight, gamma, kl_weight, temperature, ignore_index)
-    return _loss_and_gradient(logits, logits, *arguments, reduction, num_classes)
+    *fields, reduction, num_classes = arguments
+    return _loss_and_gradient(logits, logits, Objective(*fields), reduction, num_classes)
 
 
 def _gradient_like(logits: Tensor) -> Tensor:
@@ -379,43 +300,27 @@ def _gradient_like(logits: Tensor) -> Tensor:
 
 
 def _loss_and_gradient(
-    logits: Tensor,
-    gradient: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-    reduction: str,
-    num_classes: int,
+    logits: Tensor, gradient: Tensor | None, objective: Objective, reduction: str, classes: int
 ) -> tuple[Tensor, Tensor]:
     """Write gradient_scale * d(row loss)/d(logits) into `gradient`; return the loss and the factor still missing.
 
     With reduction "mean" 1 / B is multiplied in at once, and the factor left is B / (rows that count): one, and free,
     unless rows are ignored. float16 would lose small gradients that a loss scale is about to lift: it waits.
     """
+    objective.check_values(classes)
     rows = logits.shape[0]
     scale = 1.0 / rows if reduction == "mean" and rows and logits.dtype != torch.float16 else 1.0
-    arguments = (neighbour_ids, neighbour_weights, class_weight, gamma, kl_weight, temperature, ignore_index)
     if _takes_triton(logits):
         from kernels import label_kl_triton
 
-        loss = label_kl_triton.focal_label_kl_rows(logits, gradient, labels, *arguments, scale, num_classes)
-        return label_kl_triton.reduced(loss, labels, ignore_index, reduction, scale)
-    loss, computed = label_kl_torch.focal_label_kl_rows(
-        logits[:, :num_classes], labels, *arguments, None if gradient is None else scale
-    )
-    if gradient is not None and computed is not None:
-        gradient[:, :num_classes] = computed
-        gradient[:, num_classes:] = 0
+        loss = label_kl_triton.focal_label_kl_rows(logits, gradient, objective, scale, classes)
+        return label_kl_triton.reduced(loss, objective, reduction, scale)
+    loss = label_kl_torch.focal_label_kl_rows(logits, gradient, objective, scale, classes)
     if reduction == "none":
         return loss, loss.new_ones(())
     if reduction == "sum":
         return loss.sum(), loss.new_ones(())
-    counted = (labels != ignore_index).sum().clamp(min=1)
+    counted = (objective.labels != objective.ignore_index).sum().clamp(min=1)
     return loss.sum() / counted, ((1 / scale) / counted).to(loss.dtype)
 
 
@@ -521,66 +426,47 @@ _attach_gradient.register_autograd(_attach_gradient_backward, setup_context=_sav
 _scaled_gradient.register_autograd(_raise_on_double_backward)
 
 
-@torch.library.custom_op("shelfwise::linear_focal_label_kl", mutates_args=())
-def _linear_focal_label_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "shelfwise::linear_focal_label_kl",
+    mutates_args=(),
+    schema=f"(Tensor hidden, Tensor weight, Tensor? bias, {SCHEMA}) -> (Tensor, Tensor)",
+)
+def _linear_focal_label_kl(hidden: Tensor, weight: Tensor, bias: Tensor | None, *fields: Any) -> tuple[Tensor, Tensor]:
     """Loss of each row and what the backward call needs to know of its softmax ([B, n], empty on the torch path)."""
-    classes = weight.shape[0]
-    _check_values("labels", labels, classes, ignore_index)
-    _check_values("neighbour_ids", neighbour_ids, classes)
-    table = (labels, neighbour_ids, neighbour_weights, class_weight)
-    settings = (gamma, kl_weight, temperature, ignore_index)
+    objective = Objective(*fields)
+    objective.check_values(len(weight))
     if _takes_triton(hidden):
         from kernels import label_kl_triton
 
-        return label_kl_triton.linear_focal_label_kl_rows(hidden, weight, bias, *table, *settings)
-    loss = label_kl_torch.linear_focal_label_kl_rows(hidden, weight, bias, *table, *settings)
+        return label_kl_triton.linear_focal_label_kl_rows(hidden, weight, bias, objective)
+    loss = label_kl_torch.linear_focal_label_kl_rows(hidden, weight, bias, objective)
     return loss, loss.new_empty(len(loss), 0)
 
 
 @_linear_focal_label_kl.register_fake
 def _(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    loss = _fake_loss(hidden, "none")
-    return loss, loss.new_empty(hidden.shape[0], STATISTICS if _takes_triton(hidden) else 0)
+    loss, statistics = _fake_loss(hidden, "none"), 0
+    if _takes_triton(hidden):
+        from kernels.label_kl_triton import STATISTICS as statistics
+    return loss, loss.new_empty(hidden.shape[0], statistics)
 
 
-@torch.library.custom_op("shelfwise::linear_focal_label_kl_backward", mutates_args=())
+@torch.library.custom_op(
+    "shelfwise::linear_focal_label_kl_backward",
+    mutates_args=(),
+    schema="(Tensor upstream, Tensor statistics, Tensor hidden, Tensor weight, Tensor? bias, "
+    f"{SCHEMA}) -> (Tensor, Tensor, Tensor)",
+)
 def _linear_focal_label_kl_gradients(
-    upstream: Tensor,
-    statistics: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    upstream: Tensor, statistics: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *fields: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for hidden, weight and bias."""
-    table = (labels, neighbour_ids, neighbour_weights, class_weight)
-    settings = (gamma, kl_weight, temperature, ignore_index)
+    objective = Objective(*fields)
     if _takes_triton(hidden):
         from kernels import label_kl_triton
 
-        return label_kl_triton.linear_focal_label_kl_gradients(
-            upstream, statistics, hidden, weight, bias, *table, *settings
-        )
-    return label_kl_torch.linear_focal_label_kl_gradients(upstream, hidden, weight, bias, *table, *settings)
+        return label_kl_triton.linear_focal_label_kl_gradients(upstream, statistics, hidden, weight, bias, objective)
+    return label_kl_torch.linear_focal_label_kl_gradients(upstream, hidden, weight, bias, objective)
 
 
 @_linear_focal_label_kl_gradients.register_fake
@@ -614,8 +500,8 @@ def _label_kl(
     logits: Tensor, candidates: Tensor, neighbour_ids: Tensor, neighbour_weights: Tensor, temperature: float
 ) -> Tensor:
     """KL of each candidate [B, M]."""
-    _check_values("candidates", candidates, logits.shape[1])
-    _check_values("neighbour_ids", neighbour_ids, logits.shape[1])
+    check_values("candidates", candidates, logits.shape[1])
+    check_values("neighbour_ids", neighbour_ids, logits.shape[1])
     if _takes_triton(logits):
         from kernels import label_kl_triton
 

@@ -18,8 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.label_kl import STATISTICS
+from kernels.label_kl_objective import Objective
 
+STATISTICS = 5
+"""Numbers a row that the recomputing linear entry keeps between its forward and backward calls."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1.0e30)
@@ -29,6 +31,13 @@ LOWEST = tl.constexpr(-1.0e30)
 # Row arithmetic, in powers of two: an exponent is logit * log2(e) - shift with one rounding (tl.fma), where the shift,
 # maximum * log2(e) rounded, is the same number wherever it is used: its rounding error cancels between the exponentials
 # and their sum. Kernels are compiled without implicit fusing, which would round it in one place and not in another.
+# What is handed on together is a tuple: a target (label, whether it is to be followed, ids, which of them are to be,
+# weights, mass, logit of the label, logits of the ids) and a softmax (maximum, total, soft scale, soft total).
+
+
+@triton.jit
+def _exponential(x, maximum, scale):
+    return tl.exp2(tl.fma(x, scale, -maximum * scale))
 
 
 @triton.jit
@@ -92,20 +101,43 @@ def _target(
     labels,
     neighbour_ids,
     neighbour_weights,
-    ignore_index,
     CLASSES: tl.constexpr,
     ENTRIES: tl.constexpr,
     ENTRIES_PADDED: tl.constexpr,
 ):
-    """A row's label, whether it counts and is a class, its target, and the logits of both."""
-    label = tl.load(labels + program).to(tl.int64)
-    counted = label != ignore_index
-    known = (label >= 0) & (label < CLASSES)
-    label = tl.where(known, label, 0)
+    """A row's label as it is given, and its target."""
+    given = tl.load(labels + program).to(tl.int64)
+    known = (given >= 0) & (given < CLASSES)
+    label = tl.where(known, given, 0)
     ids, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
     x_label = tl.load(row + label).to(tl.float32)
     x_entries = tl.load(row + ids, mask=inside, other=0.0).to(tl.float32)
-    return label, counted, known, ids, weights, mass, inside, x_label, x_entries
+    return given, (label, known, ids, inside, weights, mass, x_label, x_entries)
+
+
+@triton.jit
+def _target_in_block(
+    row,
+    program,
+    first,
+    width,
+    labels,
+    neighbour_ids,
+    neighbour_weights,
+    CLASSES: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    ENTRIES_PADDED: tl.constexpr,
+):
+    """The same in a block of columns: label and ids count from its first, those outside are not to be followed."""
+    given = tl.load(labels + program).to(tl.int64)
+    known = (given >= 0) & (given < CLASSES)
+    label = tl.where(known, given, 0)
+    ids, _, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
+    here = known & (label >= first) & (label < first + width)
+    inside = (ids >= first) & (ids < first + width)
+    x_label = tl.load(row + (label - first), mask=here, other=0.0).to(tl.float32)
+    x_entries = tl.load(row + (ids - first), mask=inside, other=0.0).to(tl.float32)
+    return given, (label - first, here, ids - first, inside, weights, mass, x_label, x_entries)
 
 
 @triton.jit
@@ -116,23 +148,10 @@ def _divergence(weights, mass, exponents, total):
 
 
 @triton.jit
-def _row_loss(
-    label,
-    known,
-    weights,
-    mass,
-    x_label,
-    x_entries,
-    maximum,
-    total,
-    soft_total,
-    class_weight,
-    gamma,
-    kl_weight,
-    soft_scale,
-    HAS_CLASS_WEIGHT: tl.constexpr,
-):
+def _row_loss(target, softmax, class_weight, gamma, kl_weight, HAS_CLASS_WEIGHT: tl.constexpr):
     """Loss, slope of the focal term and 1 - p; NaN where a label or an id is out of range."""
+    label, known, _, _, weights, mass, x_label, x_entries = target
+    maximum, total, soft_scale, soft_total = softmax
     focal, slope, complement = _focal(tl.fma(x_label, LOG2E, -maximum * LOG2E), total, gamma)
     if HAS_CLASS_WEIGHT:
         alpha = tl.load(class_weight + label)
@@ -144,33 +163,35 @@ def _row_loss(
 
 
 @triton.jit
-def _correct(
-    out,
-    label,
-    label_inside,
-    ids,
-    inside,
-    weights,
-    mass,
-    x_label,
-    x_entries,
-    maximum,
-    soft_scale,
-    hard,
-    soft,
-    slope,
-    complement,
-    pull,
-):
+def _factors(target, softmax, slope, pull):
+    """What the exponentials are multiplied with in the gradient, at temperature one and at the KL term's."""
+    _, _, _, _, weights, _, _, _ = target
+    _, total, _, soft_total = softmax
+    return slope * (1.0 / total), pull * tl.sum(weights, axis=0) * (1.0 / soft_total)
+
+
+@triton.jit
+def _blend(x, softmax, hard, soft, HAS_TEMPERATURE: tl.constexpr):
+    """Gradient of columns without target mass."""
+    maximum, _, soft_scale, _ = softmax
+    e = _exponential(x, maximum, LOG2E)
+    if HAS_TEMPERATURE:
+        return e * hard + _exponential(x, maximum, soft_scale) * soft
+    return e * (hard + soft)
+
+
+@triton.jit
+def _correct(out, target, softmax, hard, soft, slope, complement, pull):
     """Write the gradient of the columns that have target mass: the entries, and the label from 1 - p."""
-    e_entries = tl.exp2(tl.fma(x_entries, LOG2E, -maximum * LOG2E))
-    s_entries = tl.exp2(tl.fma(x_entries, soft_scale, -maximum * soft_scale))
+    label, known, ids, inside, weights, mass, x_label, x_entries = target
+    maximum, _, soft_scale, _ = softmax
+    e_entries = _exponential(x_entries, maximum, LOG2E)
+    s_entries = _exponential(x_entries, maximum, soft_scale)
     of_entries = hard * e_entries + soft * s_entries - pull * mass
     tl.store(out + ids, of_entries.to(out.dtype.element_ty), mask=inside & (ids != label))
-    s_label = tl.exp2(tl.fma(x_label, soft_scale, -maximum * soft_scale))
     mass_label = tl.sum(tl.where(ids == label, weights, 0.0), axis=0)
-    of_label = soft * s_label - pull * mass_label - slope * complement
-    tl.store(out + label, of_label.to(out.dtype.element_ty), mask=label_inside)
+    of_label = soft * _exponential(x_label, maximum, soft_scale) - pull * mass_label - slope * complement
+    tl.store(out + label, of_label.to(out.dtype.element_ty), mask=known)
 
 
 @triton.jit
@@ -284,17 +305,10 @@ def single_read_kernel(
         end_class = at_end & (end_column < CLASSES)
         x_end = tl.load(logits + start + end_column, mask=end_class, other=float("-inf")).to(tl.float32)
 
-    label, counted, known, ids, weights, mass, inside, x_label, x_entries = _target(
-        logits + start,
-        program,
-        labels,
-        neighbour_ids,
-        neighbour_weights,
-        ignore_index,
-        CLASSES,
-        ENTRIES,
-        ENTRIES_PADDED,
+    label, target = _target(
+        logits + start, program, labels, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED
     )
+    counted = label != ignore_index
 
     lane_maximum = tl.max(x_0, axis=0)
     if TILES_1 > 0:
@@ -305,59 +319,43 @@ def single_read_kernel(
     if not ALIGNED:
         maximum = tl.maximum(maximum, tl.max(x_end, axis=0))
 
-    shift = maximum * LOG2E
-    e_0 = tl.exp2(tl.fma(x_0, LOG2E, -shift))
+    e_0 = _exponential(x_0, maximum, LOG2E)
     lane_sum = tl.sum(e_0, axis=0)
     if TILES_1 > 0:
-        e_1 = tl.exp2(tl.fma(x_1, LOG2E, -shift))
+        e_1 = _exponential(x_1, maximum, LOG2E)
         lane_sum += tl.sum(e_1, axis=0)
     if TILES_2 > 0:
-        e_2 = tl.exp2(tl.fma(x_2, LOG2E, -shift))
+        e_2 = _exponential(x_2, maximum, LOG2E)
         lane_sum += tl.sum(e_2, axis=0)
     total = tl.sum(lane_sum, axis=0)
     if not ALIGNED:
-        e_end = tl.exp2(tl.fma(x_end, LOG2E, -shift))
+        e_end = _exponential(x_end, maximum, LOG2E)
         total += tl.sum(e_end, axis=0)
 
     soft_scale = LOG2E * inverse_temperature
     soft_total = total
     if HAS_TEMPERATURE:
-        s_0 = tl.exp2(tl.fma(x_0, soft_scale, -maximum * soft_scale))
+        s_0 = _exponential(x_0, maximum, soft_scale)
         lane_sum = tl.sum(s_0, axis=0)
         if TILES_1 > 0:
-            s_1 = tl.exp2(tl.fma(x_1, soft_scale, -maximum * soft_scale))
+            s_1 = _exponential(x_1, maximum, soft_scale)
             lane_sum += tl.sum(s_1, axis=0)
         if TILES_2 > 0:
-            s_2 = tl.exp2(tl.fma(x_2, soft_scale, -maximum * soft_scale))
+            s_2 = _exponential(x_2, maximum, soft_scale)
             lane_sum += tl.sum(s_2, axis=0)
         soft_total = tl.sum(lane_sum, axis=0)
         if not ALIGNED:
-            s_end = tl.exp2(tl.fma(x_end, soft_scale, -maximum * soft_scale))
+            s_end = _exponential(x_end, maximum, soft_scale)
             soft_total += tl.sum(s_end, axis=0)
 
-    row_loss, slope, complement = _row_loss(
-        label,
-        known,
-        weights,
-        mass,
-        x_label,
-        x_entries,
-        maximum,
-        total,
-        soft_total,
-        class_weight,
-        gamma,
-        kl_weight,
-        soft_scale,
-        HAS_CLASS_WEIGHT,
-    )
+    softmax = (maximum, total, soft_scale, soft_total)
+    row_loss, slope, complement = _row_loss(target, softmax, class_weight, gamma, kl_weight, HAS_CLASS_WEIGHT)
     tl.store(loss + program, tl.where(counted, row_loss, 0.0))
 
     if WITH_GRADIENT:
         slope *= gradient_scale
         pull = kl_weight * inverse_temperature * gradient_scale
-        hard = slope * (1.0 / total)
-        soft = pull * tl.sum(weights, axis=0) * (1.0 / soft_total)
+        hard, soft = _factors(target, softmax, slope, pull)
         both = hard + soft
         out = gradient + program * GRADIENT_STRIDE
         out_begin = out
@@ -380,24 +378,7 @@ def single_read_kernel(
                 tl.store(out + end_column, g_end.to(gradient.dtype.element_ty), mask=at_end)
             # The few columns with target mass are written once more, after everyone's first write.
             tl.debug_barrier()
-            _correct(
-                out,
-                label,
-                counted,
-                ids,
-                inside,
-                weights,
-                mass,
-                x_label,
-                x_entries,
-                maximum,
-                soft_scale,
-                hard,
-                soft,
-                slope,
-                complement,
-                pull,
-            )
+            _correct(out, target, softmax, hard, soft, slope, complement, pull)
         else:
             _write(out_begin, tl.zeros([TILES_0, LANES], tl.float32), length, 0, TILES_0, LANES, CERTAIN)
             if TILES_1 > 0:
@@ -480,17 +461,10 @@ def two_read_kernel(
         end_column, at_end = _ragged_ends(before, length, WIDTH, VECTOR)
         end_class = at_end & (end_column < CLASSES)
         x_end = tl.load(logits + start + end_column, mask=end_class, other=float("-inf")).to(tl.float32)
-    label, counted, known, ids, weights, mass, inside, x_label, x_entries = _target(
-        logits + start,
-        program,
-        labels,
-        neighbour_ids,
-        neighbour_weights,
-        ignore_index,
-        CLASSES,
-        ENTRIES,
-        ENTRIES_PADDED,
+    label, target = _target(
+        logits + start, program, labels, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED
     )
+    counted = label != ignore_index
     if HAS_TEMPERATURE:
         _, soft_sum = _online(x_kept, lane_maximum, soft_sum, soft_scale)
     lane_maximum, lane_sum = _online(x_kept, lane_maximum, lane_sum, LOG2E)
@@ -500,39 +474,21 @@ def two_read_kernel(
         maximum = tl.maximum(maximum, tl.max(x_end, axis=0))
     total = tl.sum(lane_sum * tl.exp2(lane_maximum * LOG2E - maximum * LOG2E), axis=0)
     if not ALIGNED:
-        e_end = tl.exp2(tl.fma(x_end, LOG2E, -maximum * LOG2E))
-        total += tl.sum(e_end, axis=0)
+        total += tl.sum(_exponential(x_end, maximum, LOG2E), axis=0)
     soft_total = total
     if HAS_TEMPERATURE:
         soft_total = tl.sum(soft_sum * tl.exp2(lane_maximum * soft_scale - maximum * soft_scale), axis=0)
         if not ALIGNED:
-            s_end = tl.exp2(tl.fma(x_end, soft_scale, -maximum * soft_scale))
-            soft_total += tl.sum(s_end, axis=0)
+            soft_total += tl.sum(_exponential(x_end, maximum, soft_scale), axis=0)
 
-    row_loss, slope, complement = _row_loss(
-        label,
-        known,
-        weights,
-        mass,
-        x_label,
-        x_entries,
-        maximum,
-        total,
-        soft_total,
-        class_weight,
-        gamma,
-        kl_weight,
-        soft_scale,
-        HAS_CLASS_WEIGHT,
-    )
+    softmax = (maximum, total, soft_scale, soft_total)
+    row_loss, slope, complement = _row_loss(target, softmax, class_weight, gamma, kl_weight, HAS_CLASS_WEIGHT)
     tl.store(loss + program, tl.where(counted, row_loss, 0.0))
 
     if WITH_GRADIENT:
         slope *= gradient_scale
         pull = kl_weight * inverse_temperature * gradient_scale
-        hard = slope * (1.0 / total)
-        soft = pull * tl.sum(weights, axis=0) * (1.0 / soft_total)
-        both = hard + soft
+        hard, soft = _factors(target, softmax, slope, pull)
         out = gradient + program * GRADIENT_STRIDE
         out_begin = out
         if not ALIGNED:
@@ -540,46 +496,21 @@ def two_read_kernel(
         # In place, every thread's gathers come before any thread's writes.
         tl.debug_barrier()
         if counted:
-            e_kept = tl.exp2(tl.fma(x_kept, LOG2E, -maximum * LOG2E))
-            if HAS_TEMPERATURE:
-                s_kept = tl.exp2(tl.fma(x_kept, soft_scale, -maximum * soft_scale))
-                _write(out_begin, e_kept * hard + s_kept * soft, length, KEPT, KEPT_TILES, LANES, CERTAIN)
-            else:
-                _write(out_begin, e_kept * both, length, KEPT, KEPT_TILES, LANES, CERTAIN)
+            g_kept = _blend(x_kept, softmax, hard, soft, HAS_TEMPERATURE)
+            _write(out_begin, g_kept, length, KEPT, KEPT_TILES, LANES, CERTAIN)
             if not ALIGNED:
-                g_end = e_end * hard + s_end * soft if HAS_TEMPERATURE else e_end * both
+                g_end = _blend(x_end, softmax, hard, soft, HAS_TEMPERATURE)
                 tl.store(out + end_column, g_end.to(gradient.dtype.element_ty), mask=at_end)
             for back in tl.range(0, LOOPS, num_stages=STAGES):
                 at = (LOOPS - 1 - back) * BLOCK
                 x = tl.load(row + at + in_block, eviction_policy="evict_first").to(tl.float32)
                 if PADDED:
                     x = tl.where(before + at + in_block < CLASSES, x, float("-inf"))
-                e = tl.exp2(tl.fma(x, LOG2E, -maximum * LOG2E))
-                if HAS_TEMPERATURE:
-                    g = e * hard + tl.exp2(tl.fma(x, soft_scale, -maximum * soft_scale)) * soft
-                else:
-                    g = e * both
+                g = _blend(x, softmax, hard, soft, HAS_TEMPERATURE)
                 # Nothing of this row's size stays in L2 until the gradient is used: leave it to rows yet to be re-read.
                 tl.store(out_begin + at + in_block, g.to(gradient.dtype.element_ty), eviction_policy="evict_first")
             tl.debug_barrier()
-            _correct(
-                out,
-                label,
-                counted,
-                ids,
-                inside,
-                weights,
-                mass,
-                x_label,
-                x_entries,
-                maximum,
-                soft_scale,
-                hard,
-                soft,
-                slope,
-                complement,
-                pull,
-            )
+            _correct(out, target, softmax, hard, soft, slope, complement, pull)
         else:
             nothing = tl.zeros([KEPT_TILES, LANES], tl.float32)
             _write(out_begin, nothing, length, KEPT, KEPT_TILES, LANES, CERTAIN)
@@ -627,12 +558,13 @@ def label_kl_kernel(
         maximum = tl.maximum(maximum, tl.max(x_end, axis=0))
     total = tl.sum(lane_sum * tl.exp2(lane_maximum * scale - maximum * scale), axis=0)
     if not ALIGNED:
-        total += tl.sum(tl.exp2(tl.fma(x_end, scale, -maximum * scale)), axis=0)
+        total += tl.sum(_exponential(x_end, maximum, scale), axis=0)
     for candidate in tl.range(0, CANDIDATES):
         index = program * CANDIDATES + candidate
-        _, _, known, _, weights, mass, _, _, x_entries = _target(
-            logits + start, index, candidates, neighbour_ids, neighbour_weights, -1, WIDTH, ENTRIES, ENTRIES_PADDED
+        _, target = _target(
+            logits + start, index, candidates, neighbour_ids, neighbour_weights, WIDTH, ENTRIES, ENTRIES_PADDED
         )
+        _, known, _, _, weights, mass, _, x_entries = target
         divergence = _divergence(weights, mass, tl.fma(x_entries, scale, -maximum * scale), total)
         tl.store(result + index, tl.where(known, divergence, float("nan")))
 
@@ -773,27 +705,14 @@ def row_loss_kernel(
     counted = label != ignore_index
     known = (label >= 0) & (label < CLASSES)
     label = tl.where(known, label, 0)
-    _, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
+    ids, inside, weights, mass = _entries(label, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED)
     entry = tl.arange(0, ENTRIES_PADDED)
     x_entries = tl.load(entry_logits + program * ENTRIES + entry, mask=inside, other=0.0)
     x_label = tl.load(label_logits + program)
     kept = statistics + program * STATISTICS
-    row_loss, slope, complement = _row_loss(
-        label,
-        known,
-        weights,
-        mass,
-        x_label,
-        x_entries,
-        tl.load(kept),
-        tl.load(kept + 1),
-        tl.load(kept + 2),
-        class_weight,
-        gamma,
-        kl_weight,
-        LOG2E * inverse_temperature,
-        HAS_CLASS_WEIGHT,
-    )
+    target = (label, known, ids, inside, weights, mass, x_label, x_entries)
+    softmax = (tl.load(kept), tl.load(kept + 1), LOG2E * inverse_temperature, tl.load(kept + 2))
+    row_loss, slope, complement = _row_loss(target, softmax, class_weight, gamma, kl_weight, HAS_CLASS_WEIGHT)
     tl.store(loss + program, tl.where(counted, row_loss, 0.0))
     tl.store(kept + 3, slope)
     tl.store(kept + 4, complement)
@@ -825,53 +744,22 @@ def block_gradient_kernel(
     row = block + program * (TILES * LANES)
     column = _tile(0, TILES, LANES)
     x = tl.load(row + column, mask=column < width, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
-    label = tl.load(labels + program).to(tl.int64)
-    counted = label != ignore_index
-    known = (label >= 0) & (label < CLASSES)
-    label_here = known & (label >= first) & (label < first + width)
-    x_label = tl.load(row + (label - first), mask=label_here, other=0.0).to(tl.float32)
-    ids, _, weights, mass = _entries(
-        tl.where(known, label, 0), neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED
+    label, target = _target_in_block(
+        row, program, first, width, labels, neighbour_ids, neighbour_weights, CLASSES, ENTRIES, ENTRIES_PADDED
     )
-    here = (ids >= first) & (ids < first + width)
-    x_entries = tl.load(row + (ids - first), mask=here, other=0.0).to(tl.float32)
-
     by = tl.load(upstream + program).to(tl.float32)
     kept = statistics + program * STATISTICS
-    maximum = tl.load(kept)
+    softmax = (tl.load(kept), tl.load(kept + 1), LOG2E * inverse_temperature, tl.load(kept + 2))
     slope = by * tl.load(kept + 3)
     pull = by * kl_weight * inverse_temperature
-    soft_scale = LOG2E * inverse_temperature
-    hard = slope / tl.load(kept + 1)
-    soft = pull * tl.sum(weights, axis=0) / tl.load(kept + 2)
-    e = tl.exp2(tl.fma(x, LOG2E, -maximum * LOG2E))
-    if HAS_TEMPERATURE:
-        gradient = e * hard + tl.exp2(tl.fma(x, soft_scale, -maximum * soft_scale)) * soft
-    else:
-        gradient = e * (hard + soft)
-    gradient = tl.where(counted, gradient, 0.0)
+    hard, soft = _factors(target, softmax, slope, pull)
+    gradient = _blend(x, softmax, hard, soft, HAS_TEMPERATURE)
+    gradient = tl.where(label != ignore_index, gradient, 0.0)
     tl.debug_barrier()
     tl.store(row + column, gradient.to(block.dtype.element_ty), mask=column < width)
     tl.debug_barrier()
-    if counted:
-        _correct(
-            row,
-            label - first,
-            label_here,
-            ids - first,
-            here,
-            weights,
-            mass,
-            x_label,
-            x_entries,
-            maximum,
-            soft_scale,
-            hard,
-            soft,
-            slope,
-            tl.load(kept + 4),
-            pull,
-        )
+    if label != ignore_index:
+        _correct(row, target, softmax, hard, soft, slope, tl.load(kept + 4), pull)
 
 
 # From tensors to launches.
@@ -980,22 +868,16 @@ def _launch(
 
 
 def row_launch(
-    logits: Tensor,
-    gradient: Tensor | None,
-    neighbour_ids: Tensor,
-    class_weight: Tensor | None,
-    temperature: float,
-    classes: int,
-    plan: RowPlan,
+    logits: Tensor, gradient: Tensor | None, objective: Objective, classes: int, plan: RowPlan
 ) -> tuple[triton.JITFunction, dict[str, int | bool]]:
     """The kernel that a plan names and its constants, for tensors in a layout of whole vectors."""
     constants: dict[str, int | bool] = {
         "CLASSES": classes,
         **_row_constants(logits),
-        **_table_constants(neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
         "LANES": plan.lanes,
-        "HAS_CLASS_WEIGHT": class_weight is not None,
-        "HAS_TEMPERATURE": temperature != 1.0,
+        "HAS_CLASS_WEIGHT": objective.class_weight is not None,
+        "HAS_TEMPERATURE": objective.temperature != 1.0,
         "WITH_GRADIENT": gradient is not None,
     }
     constants["GRADIENT_STRIDE"] = 0 if gradient is None else _row_constants(gradient)["STRIDE"]
@@ -1014,14 +896,7 @@ def row_launch(
 def focal_label_kl_rows(
     logits: Tensor,
     gradient: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    objective: Objective,
     gradient_scale: float,
     classes: int,
     plan: RowPlan | None = None,
@@ -1037,29 +912,25 @@ def focal_label_kl_rows(
     if not _vector_layout(logits, gradient):
         logits = logits.clone(memory_format=torch.contiguous_format)
         gradient = None if gradient is None else torch.empty_like(logits)
-    plan = plan or plan_row(logits.shape[1], logits.element_size(), temperature != 1.0, class_weight is not None)
-    kernel, constants = row_launch(logits, gradient, neighbour_ids, class_weight, temperature, classes, plan)
-    _launch(
-        kernel,
-        len(logits),
-        logits,
-        logits if gradient is None else gradient,
-        loss,
-        labels.contiguous(),
-        neighbour_ids.contiguous(),
-        neighbour_weights.contiguous(),
-        neighbour_weights if class_weight is None else class_weight.contiguous(),
-        gamma,
-        kl_weight,
-        1.0 / temperature,
-        gradient_scale,
-        ignore_index,
-        num_warps=plan.num_warps,
-        **constants,
-    )
+    has_temperature, has_class_weight = objective.temperature != 1.0, objective.class_weight is not None
+    plan = plan or plan_row(logits.shape[1], logits.element_size(), has_temperature, has_class_weight)
+    kernel, constants = row_launch(logits, gradient, objective, classes, plan)
+    out = logits if gradient is None else gradient
+    arguments = (*_pointers(objective), *_settings(objective), gradient_scale, objective.ignore_index)
+    _launch(kernel, len(logits), logits, out, loss, *arguments, num_warps=plan.num_warps, **constants)
     if target is not None and gradient is not None and target is not gradient:
         target.copy_(gradient)
     return loss
+
+
+def _pointers(objective: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels, ids, weights and class weights (anything where there are none) as a kernel can index them."""
+    labels, ids, weights, class_weight, *_ = objective.contiguous()
+    return labels, ids, weights, weights if class_weight is None else class_weight
+
+
+def _settings(objective: Objective) -> tuple[float, float, float]:
+    return objective.gamma, objective.kl_weight, 1.0 / objective.temperature
 
 
 def reduce_constants(rows: int, mean: bool, scaled: bool) -> dict[str, int]:
@@ -1068,13 +939,14 @@ def reduce_constants(rows: int, mean: bool, scaled: bool) -> dict[str, int]:
     return {"BLOCK": block, "MEAN": mean, "SCALED": scaled, "num_warps": max(1, min(16, block // 256))}
 
 
-def reduced(loss: Tensor, labels: Tensor, ignore_index: int, reduction: str, scale: float) -> tuple[Tensor, Tensor]:
+def reduced(loss: Tensor, objective: Objective, reduction: str, scale: float) -> tuple[Tensor, Tensor]:
     """The row losses reduced, and the factor that the gradient (already times `scale`) lacks."""
     if reduction == "none":
         return loss, loss.new_ones(())
     result, remaining = loss.new_empty(()), loss.new_empty(())
     constants = reduce_constants(len(loss), reduction == "mean", scale != 1.0 or len(loss) == 1)
-    _launch(reduce_kernel, 1, loss, labels.contiguous(), result, remaining, len(loss), ignore_index, **constants)
+    labels, ignore_index = objective.labels.contiguous(), objective.ignore_index
+    _launch(reduce_kernel, 1, loss, labels, result, remaining, len(loss), ignore_index, **constants)
     return result, remaining
 
 
@@ -1146,26 +1018,26 @@ BLOCK_BYTES = 64 * 2**20
 """The linear entry's scratch: blocks of this many columns, of as many rows as stay within this many bytes."""
 
 
-def block_constants(element_size: int, temperature: float, neighbour_ids: Tensor) -> dict[str, int]:
+def block_constants(element_size: int, objective: Objective) -> dict[str, int]:
     """Constants and warps of the block kernels; a block is one tile of a program."""
     lanes = 32 * 4 * 16 // element_size
     return {
-        "CLASSES": len(neighbour_ids),
-        **_table_constants(neighbour_ids),
+        "CLASSES": len(objective.neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
         "LANES": lanes,
         "TILES": BLOCK_COLUMNS // lanes,
-        "HAS_TEMPERATURE": temperature != 1.0,
+        "HAS_TEMPERATURE": objective.temperature != 1.0,
         "STATISTICS": STATISTICS,
         "num_warps": 4,
     }
 
 
-def row_loss_constants(neighbour_ids: Tensor, has_class_weight: bool) -> dict[str, int]:
+def row_loss_constants(objective: Objective) -> dict[str, int]:
     """Constants and warps of `row_loss_kernel`."""
     return {
-        "CLASSES": len(neighbour_ids),
-        **_table_constants(neighbour_ids),
-        "HAS_CLASS_WEIGHT": has_class_weight,
+        "CLASSES": len(objective.neighbour_ids),
+        **_table_constants(objective.neighbour_ids),
+        "HAS_CLASS_WEIGHT": objective.class_weight is not None,
         "STATISTICS": STATISTICS,
         "num_warps": 1,
     }
@@ -1194,17 +1066,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear_focal_label_kl_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor]:
     """Loss of each row [B] and its statistics [B, 5]; the logits exist a block at a time."""
     rows, classes = len(hidden), len(weight)
@@ -1213,63 +1075,27 @@ def linear_focal_label_kl_rows(
     if not rows:
         return loss, statistics
     statistics[:, 0] = LOWEST.value
-    labels, neighbour_ids = labels.contiguous(), neighbour_ids.contiguous()
+    labels, neighbour_ids, *_ = pointers = _pointers(objective)
     label_logits = torch.empty_like(loss)
     entry_logits = loss.new_empty(rows, neighbour_ids.shape[1])
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), objective)
     for columns, row_slices in blocks:
+        first, width = columns.start, columns.stop - columns.start
         for part in row_slices:
             _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
-            _launch(
-                block_statistics_kernel,
-                part.stop - part.start,
-                scratch,
-                statistics[part],
-                label_logits[part],
-                entry_logits[part],
-                labels[part],
-                neighbour_ids,
-                1.0 / temperature,
-                columns.start,
-                columns.stop - columns.start,
-                **constants,
-            )
-    _launch(
-        row_loss_kernel,
-        rows,
-        statistics,
-        label_logits,
-        entry_logits,
-        loss,
-        labels,
-        neighbour_ids,
-        neighbour_weights.contiguous(),
-        neighbour_weights if class_weight is None else class_weight.contiguous(),
-        gamma,
-        kl_weight,
-        1.0 / temperature,
-        ignore_index,
-        **row_loss_constants(neighbour_ids, class_weight is not None),
-    )
+            kept = (statistics[part], label_logits[part], entry_logits[part], labels[part])
+            where = (neighbour_ids, 1.0 / objective.temperature, first, width)
+            _launch(block_statistics_kernel, part.stop - part.start, scratch, *kept, *where, **constants)
+    arguments = (*pointers, *_settings(objective), objective.ignore_index)
+    constants = row_loss_constants(objective)
+    _launch(row_loss_kernel, rows, statistics, label_logits, entry_logits, loss, *arguments, **constants)
     return loss, statistics
 
 
 def linear_focal_label_kl_gradients(
-    upstream: Tensor,
-    statistics: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    neighbour_ids: Tensor,
-    neighbour_weights: Tensor,
-    class_weight: Tensor | None,
-    gamma: float,
-    kl_weight: float,
-    temperature: float,
-    ignore_index: int,
+    upstream: Tensor, statistics: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum(upstream * loss) for hidden, weight and bias: every block of logits is computed once more."""
     rows, classes = len(hidden), len(weight)
@@ -1278,33 +1104,20 @@ def linear_focal_label_kl_gradients(
     of_bias = weight.new_zeros(classes)
     if not rows:
         return torch.zeros_like(hidden), of_weight, of_bias
-    labels, neighbour_ids = labels.contiguous(), neighbour_ids.contiguous()
-    neighbour_weights = neighbour_weights.contiguous()
+    labels, ids, weights, _ = _pointers(objective)
     blocks = _blocks(rows, classes, hidden.element_size())
     scratch = hidden.new_empty(blocks[0][1][0].stop, BLOCK_COLUMNS)
-    constants = block_constants(hidden.element_size(), temperature, neighbour_ids)
+    constants = block_constants(hidden.element_size(), objective)
     for columns, row_slices in blocks:
+        first, width = columns.start, columns.stop - columns.start
         whole = len(row_slices) == 1
         block_of_weight = torch.zeros_like(weight[columns], dtype=torch.float32) if not whole else None
         block_of_bias = torch.zeros_like(of_bias[columns], dtype=torch.float32)
         for part in row_slices:
             block = _block_logits(scratch, hidden[part], weight[columns], None if bias is None else bias[columns])
-            _launch(
-                block_gradient_kernel,
-                part.stop - part.start,
-                scratch,
-                statistics[part],
-                upstream[part],
-                labels[part],
-                neighbour_ids,
-                neighbour_weights,
-                kl_weight,
-                1.0 / temperature,
-                ignore_index,
-                columns.start,
-                columns.stop - columns.start,
-                **constants,
-            )
+            arguments = (statistics[part], upstream[part], labels[part], ids, weights, *_settings(objective)[1:])
+            bounds = (objective.ignore_index, first, width)
+            _launch(block_gradient_kernel, part.stop - part.start, scratch, *arguments, *bounds, **constants)
             of_hidden[part] += _product(block, weight[columns])
             if block_of_weight is None:
                 torch.mm(block.T, hidden[part], out=of_weight[columns])

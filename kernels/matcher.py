@@ -56,7 +56,8 @@ def match_products(
             from kernels import matcher_triton
 
             long = matcher_triton.match_tiles(weights, image_tokens, label_tokens, products, logits)
-        matcher_torch.match_groups(weights.units, image_tokens, label_tokens, products.groups(long), logits)
+        if long:  # unpacking converts all weights: several times a small batch's launch
+            matcher_torch.match_groups(weights.units, image_tokens, label_tokens, products.groups(long), logits)
     return logits
 
 

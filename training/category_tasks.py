@@ -9,6 +9,7 @@ The last two drop a modality at random, so that a product without an image or a 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,15 +22,14 @@ from models.category_head import CategoryHead
 from models.encoders import ImageEncoder
 from models.two_towers import TwoTowers
 
-from .contrastive import contrastive_loss
-from .distributed import gather_with_gradients
+from .contrastive import TowersTask
 from .embeddings import CachedEmbeddings, Embeddings, embed_examples
 from .examples import AugmentedPairs, Examples
 from .feature_codes import FeatureCodes
 from .labels import LabelScheme, NeighbourTable
 from .losses import LabelLoss, code_loss
 from .metrics import CategoryMetrics, CategoryReport
-from .train import Batch, Losses, Task
+from .train import Batch, Losses, Model, Task
 
 MODALITIES = ("image + title", "image", "title")
 TOKEN_DROPOUT = 0.1
@@ -135,30 +135,14 @@ class CategoryEvaluator:
         }
 
 
-class ContrastiveTask(Task[TwoTowers[ImageEncoder]]):
+class ContrastiveTask(TowersTask[ImageEncoder]):
     """Trains two towers on the pairs of the training split."""
-
-    name = "contrastive"
 
     def __init__(self, model: TwoTowers[ImageEncoder], examples: Examples) -> None:
         super().__init__()
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.paired_rows("train"))
-
-    def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """image_embeds and text_embeds [B, D], and the scale of their cosines."""
-        outputs = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-        return dict(zip(("image_embeds", "text_embeds", "scale"), outputs, strict=True))
-
-    def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """The contrastive loss over the pairs of all processes."""
-        image_embeds, text_embeds = (gather_with_gradients(outputs[name]) for name in ("image_embeds", "text_embeds"))
-        return {"contrastive": contrastive_loss(image_embeds, text_embeds, outputs["scale"])}
-
-    def scalars(self, outputs: Batch) -> Batch:
-        """The scale of the cosines."""
-        return {"logit_scale": outputs["scale"].detach()}
 
     def evaluate(self) -> dict[str, float]:
         """Image-to-text recall at 1 and 5 among 100 validation pairs, averaged over as many hundreds as there are."""
@@ -185,10 +169,47 @@ def recall_of_pairs(image_embeds: Tensor, text_embeds: Tensor, at: tuple[int, ..
     return torch.stack([(rank < k).float().mean() for k in at])
 
 
-class HeadTask(Task[CategoryHead]):
+class CategoryTask(Task[Model]):
+    """What training the head and training the whole network have in common: the objective on logits.
+
+    `inputs` names what of a batch the model takes before the two marks of presence.
+    """
+
+    inputs: tuple[str, ...]
+
+    def __init__(self, objective: CategoryObjective, evaluator: CategoryEvaluator, dropout: ModalityDropout) -> None:
+        super().__init__()
+        self.objective = objective
+        self.evaluator = evaluator
+        self.dropout = dropout
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets the targets of the epoch."""
+        self.objective.start_epoch(epoch)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """Logits of a batch that lost modalities at random."""
+        present = self.dropout.apply(batch["image_present"], batch["text_present"])
+        return {"logits": model(*(batch[name] for name in self.inputs), *present)}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """The objective."""
+        return {"objective": self.objective(outputs["logits"], batch["labels"])}
+
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracy of every modality on the validation split."""
+        return self.evaluator.accuracies(*self.held_out())
+
+    @abstractmethod
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head, and embeddings of the validation split."""
+
+
+class HeadTask(CategoryTask[CategoryHead]):
     """Trains the head alone, on embeddings of frozen encoders."""
 
     name = "head"
+    inputs = ("image_embeds", "text_embeds")
 
     def __init__(
         self,
@@ -199,36 +220,21 @@ class HeadTask(Task[CategoryHead]):
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
-        super().__init__()
+        super().__init__(objective, evaluator, dropout)
         self.model = head
         self.dataset = CachedEmbeddings(train)
         self.validation = validation
-        self.objective = objective
-        self.evaluator = evaluator
-        self.dropout = dropout
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the targets of the epoch."""
-        self.objective.start_epoch(epoch)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """Logits of a batch of embeddings."""
-        present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        return {"logits": model(batch["image_embeds"], batch["text_embeds"], *present)}
-
-    def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """The objective."""
-        return {"objective": self.objective(outputs["logits"], batch["labels"])}
-
-    def evaluate(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy of every modality on the validation split."""
-        return self.evaluator.accuracies(self.model, self.validation)
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head and the embeddings that it was given."""
+        return self.model, self.validation
 
 
-class FineTuneTask(Task[Categorizer]):
+class FineTuneTask(CategoryTask[Categorizer]):
     """Trains encoders and head together."""
 
     name = "finetune"
+    inputs = ("pixel_values", "input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -238,30 +244,12 @@ class FineTuneTask(Task[Categorizer]):
         evaluator: CategoryEvaluator,
         dropout: ModalityDropout,
     ) -> None:
-        super().__init__()
+        super().__init__(objective, evaluator, dropout)
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.rows("train"), token_dropout=TOKEN_DROPOUT)
-        self.objective = objective
-        self.evaluator = evaluator
-        self.dropout = dropout
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the targets of the epoch."""
-        self.objective.start_epoch(epoch)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """Logits of a batch of images and titles."""
-        present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        return {"logits": model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], *present)}
-
-    def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """The objective."""
-        return {"objective": self.objective(outputs["logits"], batch["labels"])}
-
-    def evaluate(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy of every modality on the validation split."""
-        embeddings = embed_examples(
-            self.model.image_encoder, self.model.text_encoder, self.examples, self.examples.rows("val")
-        )
-        return self.evaluator.accuracies(self.model.head, embeddings)
+    def held_out(self) -> tuple[CategoryHead, Embeddings]:
+        """The head, and what the encoders make of the validation split now."""
+        encoders = self.model.image_encoder, self.model.text_encoder
+        return self.model.head, embed_examples(*encoders, self.examples, self.examples.rows("val"))

@@ -29,44 +29,26 @@ from models.two_towers import TwoTowers
 
 from .colour_examples import Clean, ColourExamples, ColourPairs, ColourProducts, augment_photos, product_batch
 from .colour_metrics import ColourReport, colour_report
-from .contrastive import contrastive_loss
+from .contrastive import TowersTask, contrastive_loss
 from .distributed import gather_with_gradients
 from .embeddings import evaluating, in_batches
 from .sampling import BatchRequest
 from .train import Batch, Losses, Task, WeightedSum
 
 
-class ColourContrastiveTask(Task[TwoTowers[ColourTower]]):
+class ColourContrastiveTask(TowersTask[ColourTower]):
     """Trains both towers on single photos and their colours."""
 
-    name = "contrastive"
-
-    def __init__(
-        self,
-        model: TwoTowers[ColourTower],
-        pairs: ColourPairs,
-        evaluator: ColourEvaluator,
-    ) -> None:
+    def __init__(self, model: TwoTowers[ColourTower], pairs: ColourPairs, evaluator: ColourEvaluator) -> None:
         super().__init__()
         self.model = model
         self.dataset = pairs
         self.evaluator = evaluator
 
-    def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """image_embeds and text_embeds [B, D], and the scale of their cosines."""
-        outputs = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-        return dict(zip(("image_embeds", "text_embeds", "scale"), outputs, strict=True))
-
-    def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """The supervised contrastive loss over the photos and colours of all processes."""
-        image_embeds, text_embeds = (gather_with_gradients(outputs[name]) for name in ("image_embeds", "text_embeds"))
+    def positives(self, batch: Batch) -> Tensor:
+        """Photos of the same colour are all positives."""
         colours = gather_with_gradients(batch["colours"])
-        positives = colours[:, None] == colours
-        return {"contrastive": contrastive_loss(image_embeds, text_embeds, outputs["scale"], positives)}
-
-    def scalars(self, outputs: Batch) -> Batch:
-        """The scale of the cosines."""
-        return {"logit_scale": outputs["scale"].detach()}
+        return colours[:, None] == colours
 
     def evaluate(self) -> dict[str, float]:
         """The report of matching validation products by cosine alone, each photo for itself."""

@@ -1,8 +1,8 @@
 """Kernel 1 against its floor and its rivals: loss and gradient of focal + label-neighbour KL, and the linear entry.
 
-Every variant is checked against float64 before it is timed, in the same run. Times are of CUDA events around one call,
-after a read of a buffer larger than L2 and with inputs in rotation: median, p20 and p80. "graph" replays the call from
-a CUDA graph: the device's time without Python's. The floor is a copy of the same bytes, measured in the same run.
+Every variant is checked against float64 before it is timed (timing.py), in the same run: median, p20 and p80. "graph"
+replays the call from a CUDA graph: the device's time without Python's. The floor is a copy of the same bytes, measured
+in the same run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.roofline import plot
-from benchmarks.results import NOT_MEASURED, write
+from benchmarks.kernels.timing import (
+    Row,
+    Timing,
+    gpu_folder,
+    graph_of,
+    not_measured,
+    reason,
+    time_calls,
+    write_measured,
+)
+from benchmarks.results import NOT_MEASURED
 from kernels import reference
 from kernels.label_kl import focal_label_kl, label_kl, linear_focal_label_kl
+from kernels.label_kl_objective import Objective
 
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 ROWS, ENTRIES = 8192, 21
-FLUSH_BYTES = 512 * 2**20
 Result = tuple[Tensor, Tensor]
 """Mean loss and its gradient with respect to the logits."""
 
@@ -75,6 +86,10 @@ class Inputs:
     def table(self) -> tuple[Tensor, Tensor]:
         return self.ids, self.weights
 
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.labels, *self.table)
+
 
 def random_table(classes: int, device: str) -> tuple[Tensor, Tensor]:
     """Neighbour ids with the class in slot 0, and weights whose rows sum to one."""
@@ -104,22 +119,13 @@ def ours(inputs: Inputs) -> Result:
     return loss.detach(), torch.autograd.grad(loss, inputs.leaf)[0]
 
 
-def ours_kernel(inputs: Inputs) -> Result:
+def ours_kernel(inputs: Inputs, plan: Any = None) -> Result:
     """The one kernel launch of the forward call: row losses, and the gradient of their mean."""
     from kernels import label_kl_triton
 
+    scale = 1.0 / len(inputs.logits)
     loss = label_kl_triton.focal_label_kl_rows(
-        inputs.logits,
-        inputs.gradient,
-        inputs.labels,
-        *inputs.table,
-        None,
-        2.0,
-        1.0,
-        1.0,
-        -100,
-        1.0 / len(inputs.logits),
-        inputs.classes,
+        inputs.logits, inputs.gradient, inputs.objective, scale, inputs.classes, plan
     )
     return loss, inputs.gradient
 
@@ -241,99 +247,22 @@ def check(call: Callable[[Inputs], Result], inputs: Inputs, variant: Variant) ->
         raise ValueError("wrong: gradient of padding columns is not zero")
 
 
-# Time.
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Microseconds a call."""
-
-    median: float
-    p20: float
-    p80: float
-
-
-def time_calls(calls: list[Callable[[], Any]], repetitions: int) -> Timing:
-    """Time the calls in rotation, each after a read that empties L2 and leaves nothing in it to be written back."""
-    flush = torch.ones(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
-    for call in [*calls, *calls]:
-        call()
-    events = []
-    for repetition in range(repetitions):
-        flush.sum()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        calls[repetition % len(calls)]()
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    times = sorted(1000 * start.elapsed_time(end) for start, end in events)
-    return Timing(times[len(times) // 2], times[len(times) // 5], times[len(times) * 4 // 5])
-
-
-def graph_of(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Capture the call in a CUDA graph; its results live in the graph's memory."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(kept: Any = kept) -> None:
-        graph.replay()
-
-    return replay
-
-
 def bound(call: Callable[[Inputs], Result], sets: list[Inputs]) -> list[Callable[[], Result]]:
     """The call with each set of inputs."""
     return [lambda inputs=inputs: call(inputs) for inputs in sets]  # type: ignore[misc]
-
-
-Row = dict[str, Any]
 
 
 def measured(
     case: str, variant: str, mode: str, timing: Timing, bytes_moved: int, floor_us: float | None, **more: Any
 ) -> Row:
     """A row of the table and of the JSON file."""
-    row: Row = {
-        "case": case,
-        "variant": variant,
-        "mode": mode,
-        "median_us": round(timing.median, 2),
-        "p20_us": round(timing.p20, 2),
-        "p80_us": round(timing.p80, 2),
-        "noise": {"median_us": round((timing.p80 - timing.p20) / timing.median, 4)},
-    }
+    row = timing.row(case, variant, mode)
     if bytes_moved:
         row["gbytes_per_s"] = round(bytes_moved / timing.median / 1e3, 1)
     if floor_us is not None:
         row["floor_us"] = round(floor_us, 2)
         row["percent_of_floor"] = round(100 * floor_us / timing.median, 1)
     return row | more
-
-
-def not_measured(case: str, variant: str, mode: str, why: str) -> Row:
-    """A row without a figure, and why."""
-    return {"case": case, "variant": variant, "mode": mode, "median_us": NOT_MEASURED, "why": why}
-
-
-INSTALL = {"liger_kernel": "liger-kernel", "cut_cross_entropy": "cut-cross-entropy"}
-
-
-def reason(error: Exception) -> str:
-    """Why a variant has no figure, in a line."""
-    if isinstance(error, ImportError):
-        package = INSTALL.get((error.name or "").split(".")[0], error.name)
-        return f"not installed: pip install {package}"
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "out of memory"
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def run_case(case: Case, quick: bool) -> Iterator[Row]:
@@ -391,27 +320,8 @@ def alternative_plans(width: int, element_size: int) -> list[Any]:
 
 def run_plans(case: Case, sets: list[Inputs], floor_us: float, repetitions: int) -> Iterator[Row]:
     """The kernel alone under every plan: where a row beats the first, the plan's table wants changing."""
-    from kernels import label_kl_triton
-
     for index, plan in enumerate(alternative_plans(case.width, case.dtype.itemsize)):
-
-        def call(inputs: Inputs, plan: Any = plan) -> Result:
-            loss = label_kl_triton.focal_label_kl_rows(
-                inputs.logits,
-                inputs.gradient,
-                inputs.labels,
-                *inputs.table,
-                None,
-                2.0,
-                1.0,
-                1.0,
-                -100,
-                1.0 / len(inputs.logits),
-                inputs.classes,
-                plan=plan,
-            )
-            return loss, inputs.gradient
-
+        call = partial(ours_kernel, plan=plan)
         how = "+".join(str(tiles) for tiles in plan.tiles if tiles) + " tiles"
         if not plan.single_read:
             how = f"{plan.loops}x{plan.block_tiles} tiles, {plan.kept_tiles} kept, {plan.stages} stages"
@@ -604,11 +514,8 @@ def table(rows: list[Row]) -> str:
 
 
 def without_gpu(quick: bool, output: Path) -> None:
-    """Say so, compile ahead of time instead, and leave no figure behind that was not measured."""
+    """Say so, compile ahead of time instead, and leave no file behind."""
     print("No GPU: kernel times are not measured. Compiling ahead of time instead.", flush=True)
-    cases = QUICK_CASES if quick else CASES
-    rows = [not_measured(case.name, variant.name, "graph", "no GPU") for case in cases for variant in VARIANTS]
-    print("Wrote", write("label_kl", rows, PACKAGES, output))
     from kernels import compile_report
 
     compiled_rows = compile_report.report((90,) if quick else compile_report.ARCHITECTURES)
@@ -619,10 +526,11 @@ def without_gpu(quick: bool, output: Path) -> None:
 
 
 def main(quick: bool, output: Path) -> None:
-    """Measure everything, print as it comes, write label_kl.json."""
+    """Measure everything, print as it comes, write label_kl.json into the GPU's folder of `output`."""
     if not torch.cuda.is_available():
         without_gpu(quick, output)
         return
+    folder = gpu_folder(output, torch.cuda.get_device_name())
     torch.manual_seed(0)
     rows: list[Row] = []
 
@@ -630,7 +538,7 @@ def main(quick: bool, output: Path) -> None:
         for row in found:
             rows.append(row)
             print(table([row]).splitlines()[1], flush=True)
-        write("label_kl", rows, PACKAGES, output)
+        write_measured("label_kl", rows, PACKAGES, folder)
         torch.cuda.empty_cache()
 
     print(table([]))
@@ -641,8 +549,7 @@ def main(quick: bool, output: Path) -> None:
         keep(run_linear(linear, quick))
     print()
     print(table(rows))
-    print("Wrote", output / "label_kl.json")
     try:
-        print("Wrote", plot(output / "label_kl.json"))
+        print("Wrote", folder / "label_kl.json", plot(folder / "label_kl.json"))
     except ImportError:
         print("no roofline: matplotlib is not installed (pip install matplotlib)")

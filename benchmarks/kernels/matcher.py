@@ -1,10 +1,9 @@
 """Kernel 2 against its floors and its rivals: the colour-label matcher on ragged batches of products.
 
 Every variant is checked against float64 before it is timed, in the same run. Rivals get a rectangular batch that is
-padded already, and the same absorbed weights. Times are of CUDA events around one call, after a read of a buffer larger
-than L2 and with inputs in rotation: median, p20 and p80. "graph" replays the call from a CUDA graph: the device's time
-without Python's. Floors: the matrix products at the rate of a large square product in the same run, on as many
-processors as there are products; the weights read from L2 once a tile.
+padded already, and the same absorbed weights. Times (timing.py) are median, p20 and p80; "graph" replays the call from
+a CUDA graph: the device's time without Python's. Floors: the matrix products at the rate of a large square product in
+the same run, on as many processors as there are products; the weights read from L2 once a tile.
 """
 
 from __future__ import annotations
@@ -19,8 +18,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import matcher_rivals
-from benchmarks.kernels.label_kl import Timing, graph_of, not_measured, reason, time_calls
-from benchmarks.results import NOT_MEASURED, write
+from benchmarks.kernels.timing import (
+    Row,
+    Timing,
+    gpu_folder,
+    graph_of,
+    not_measured,
+    reason,
+    time_calls,
+    write_measured,
+)
+from benchmarks.results import NOT_MEASURED
 from kernels import reference_matcher
 from kernels.matcher import match_products
 from kernels.matcher_weights import MatcherWeights, UnitWeights, UpdateWeights
@@ -35,7 +43,6 @@ SETS = 4
 CHECKED_PRODUCTS = 48
 ERROR_LIMIT = 2e-2
 """Norm of the error over norm of the logits that rounding to bfloat16 layer by layer may cost."""
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -326,13 +333,7 @@ def floors(case: Case, processors: int, flops_per_us: float, tiles: int) -> dict
 
 def measured(case: Case, variant: Variant, mode: str, timing: Timing, limits: dict[str, float]) -> Row:
     """A row of the table and of the JSON file."""
-    row: Row = {
-        "case": case.name,
-        "variant": variant.name,
-        "mode": mode,
-        "median_us": round(timing.median, 2),
-        "p20_us": round(timing.p20, 2),
-        "p80_us": round(timing.p80, 2),
+    row = timing.row(case.name, variant.name, mode) | {
         "tflops": round(matrix_flops(*case.sizes()) / timing.median / 1e6, 1),
         **limits,
         "percent_of_floor": round(100 * max(limits.values()) / timing.median, 1),
@@ -385,18 +386,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def without_gpu(quick: bool, output: Path) -> None:
-    """Say so and leave no figure behind that was not measured; label_kl's run compiles both kernels ahead of time."""
-    print("No GPU: times of the matcher are not measured.", flush=True)
-    rows = [
-        not_measured(case.name, variant.name, mode, "no GPU")
-        for case in (QUICK_CASES if quick else CASES)
-        for variant in VARIANTS
-        for mode in variant.modes
-    ]
-    print("Wrote", write("matcher", rows, PACKAGES, output))
-
-
 def product_rate() -> float:
     """Operations a microsecond of a large square product in bfloat16."""
     square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -404,10 +393,11 @@ def product_rate() -> float:
 
 
 def main(quick: bool, output: Path) -> None:
-    """Measure everything, print as it comes, write matcher.json."""
+    """Measure everything, print as it comes, write matcher.json into the GPU's folder of `output`."""
     if not torch.cuda.is_available():
-        without_gpu(quick, output)
+        print("No GPU: times of the matcher are not measured; the suite's label_kl compiles both kernels.", flush=True)
         return
+    folder = gpu_folder(output, torch.cuda.get_device_name())
     torch.manual_seed(0)
     rows: list[Row] = []
     with torch.inference_mode():
@@ -418,6 +408,6 @@ def main(quick: bool, output: Path) -> None:
             for row in run_case(case, weights, flops_per_us, quick):
                 rows.append(row)
                 print(table([row]).splitlines()[1], flush=True)
-            write("matcher", rows, PACKAGES, output)
+            write_measured("matcher", rows, PACKAGES, folder)
             torch.cuda.empty_cache()
-    print("Wrote", output / "matcher.json")
+    print("Wrote", folder / "matcher.json")

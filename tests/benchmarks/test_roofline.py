@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.kernels.label_kl import Timing, measured, not_measured
+from benchmarks.kernels.label_kl import measured
 from benchmarks.kernels.roofline import plot
+from benchmarks.kernels.timing import Timing, not_measured
 from benchmarks.results import write
 
 

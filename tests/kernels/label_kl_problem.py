@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.label_kl_objective import Objective
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Problem:
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.labels, self.neighbour_ids, self.neighbour_weights
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(*self.arguments)
 
     def changed(self, **fields: Tensor) -> Problem:
         return replace(self, **fields)

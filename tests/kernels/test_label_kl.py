@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import reference
+from kernels import label_kl_torch, reference
 from kernels.label_kl import focal_label_kl, label_kl, linear_focal_label_kl
+from kernels.label_kl_objective import Objective
 from tests.kernels.label_kl_problem import Problem, dense_loss, norm_error
 
 F64 = torch.float64
@@ -117,6 +120,60 @@ def test_error_is_no_larger_than_that_of_the_same_dtype_in_plain_torch(dtype: to
     assert plain.grad is not None
     assert norm_error(loss, exact.loss()) <= norm_error(plain_loss, exact.loss()) + 1e-6
     assert norm_error(logits.grad, exact.gradient()) <= norm_error(plain.grad, exact.gradient()) + 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_torch_path_passes_over_the_logits_as_often_as_it_must(temperature: float) -> None:
+    """Log-softmax, exponential, factor: in place, so that nothing of the logits' size is allocated for the gradient."""
+    passes: list[str] = []
+
+    class Passes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            sizes = [each.numel() for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+            sparse = function.overloadpacket.__name__ in ("scatter_add_", "index_fill_")
+            if max(sizes, default=0) >= 7 * 500 and not function.is_view and not sparse:
+                passes.append(function.overloadpacket.__name__.strip("_"))
+            return result
+
+    problem = Problem.random(7, 500)
+    objective = Objective(*problem.arguments, temperature=temperature)
+    logits = problem.logits.clone()
+    with Passes():
+        loss = label_kl_torch.focal_label_kl_rows(logits, logits, objective, 1.0, 500)
+    once = ["log_softmax", "exp", "mul"]
+    # The KL term's own temperature costs a scaled copy with passes of its own, and a sum.
+    assert sorted(passes) == sorted(once if temperature == 1.0 else [*once, *once, "div", "add"])
+    torch.testing.assert_close(loss.double(), problem.loss(temperature=temperature), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.double(), problem.gradient(temperature=temperature), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 0.9, 2.0])
+@pytest.mark.parametrize("margin", [5.0, 15.0, 30.0, 200.0])
+def test_certain_label(margin: float, gamma: float) -> None:
+    problem = Problem.random(3, 50, scale=1.0)
+    problem = problem.changed(logits=problem.logits.scatter(1, problem.labels[:, None], margin))
+    logits = problem.logits.clone().requires_grad_()
+    loss = focal_label_kl(logits, *problem.arguments, gamma=gamma, reduction="none")
+    loss.sum().backward()
+    torch.testing.assert_close(loss.double(), problem.loss(gamma=gamma), atol=1e-5, rtol=1e-5)
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.double(), problem.gradient(gamma=gamma), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ignored_rows_of_nan_get_zeros_in_place_and_padding_too(dtype: torch.dtype) -> None:
+    problem = Problem.random(5, 12, dtype=dtype)
+    problem.labels[1::2] = -100
+    exact = problem.changed(logits=problem.logits.double())
+    padded = torch.nn.functional.pad(problem.logits, (0, 4), value=50.0)
+    padded[1::2] = float("nan")
+    logits = padded.requires_grad_() * 1
+    loss = focal_label_kl(logits, *problem.arguments, reduction="sum", inplace_backward=True, num_classes=12)
+    torch.testing.assert_close(loss.double(), exact.loss().sum(), atol=1e-5, rtol=1e-5)
+    assert (logits[:, 12:] == 0).all()
+    assert (logits[1::2] == 0).all()
+    assert norm_error(logits[::2, :12], exact.gradient()[::2]) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def test_minus_infinity_masks_a_class() -> None:

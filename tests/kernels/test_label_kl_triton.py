@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from kernels import reference
 from kernels.label_kl import focal_label_kl, label_kl, linear_focal_label_kl
+from kernels.label_kl_objective import Objective
 from tests.kernels.label_kl_problem import Problem, dense_loss, norm_error
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -181,7 +182,7 @@ def test_layout_of_the_logits_changes_nothing(layout: str, inplace: bool) -> Non
         from kernels import label_kl_triton
 
         # What the front door calls with the logits as their own gradient.
-        loss = label_kl_triton.focal_label_kl_rows(view, view, *problem.arguments, None, 2.0, 1.0, 1.0, -100, 1.0, 70)
+        loss = label_kl_triton.focal_label_kl_rows(view, view, problem.objective, 1.0, 70)
         gradient = view
         outside = torch.ones_like(wide, dtype=torch.bool)
         outside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(False)
@@ -313,11 +314,13 @@ def test_reduction_over_more_rows_than_one_block() -> None:
     labels = torch.randint(0, 5, (20000,), device=DEVICE)
     labels[::3] = -100
     loss[::3] = 0
-    mean, remaining = label_kl_triton.reduced(loss, labels, -100, "mean", 1 / 20000)
+    table = Problem.random(1, 5, device=DEVICE).table
+    mean, remaining = label_kl_triton.reduced(loss, Objective(labels, *table), "mean", 1 / 20000)
     counted = int((labels != -100).sum())
     torch.testing.assert_close(mean.double(), loss.double().sum() / counted)
     torch.testing.assert_close(remaining.item(), 20000 / counted, atol=0, rtol=1e-6)
-    assert label_kl_triton.reduced(loss, labels.clamp(min=0), -100, "mean", 1 / 20000)[1].item() == 1.0
+    everything = Objective(labels.clamp(min=0), *table)
+    assert label_kl_triton.reduced(loss, everything, "mean", 1 / 20000)[1].item() == 1.0
 
 
 def test_bad_label_or_id_makes_its_row_nan_and_touches_nothing_else() -> None:
@@ -331,7 +334,7 @@ def test_bad_label_or_id_makes_its_row_nan_and_touches_nothing_else() -> None:
     ids[7, 2] = 2**31 - 1
     gradient = torch.empty_like(problem.logits)
     loss = label_kl_triton.focal_label_kl_rows(
-        problem.logits, gradient, labels, ids, problem.neighbour_weights, None, 2.0, 1.0, 1.0, -100, 1.0, 33
+        problem.logits, gradient, Objective(labels, ids, problem.neighbour_weights), 1.0, 33
     )
     assert loss.isnan().tolist() == [False, True, True, True]
     assert gradient.isnan().all(1).tolist() == [False, True, True, True]
@@ -352,7 +355,7 @@ def test_row_offsets_beyond_two_to_the_31() -> None:
     kl = label_kl(logits, problem.labels, *problem.table)
     expected = reference.label_kl(problem.logits, problem.labels, *problem.table)
     torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
-    loss = label_kl_triton.focal_label_kl_rows(logits, logits, *problem.arguments, None, 2.0, 1.0, 1.0, -100, 1.0, 33)
+    loss = label_kl_triton.focal_label_kl_rows(logits, logits, problem.objective, 1.0, 33)
     torch.testing.assert_close(loss.double(), exact.loss(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits.double(), exact.gradient(), atol=1e-3, rtol=1e-3)
 
@@ -438,17 +441,7 @@ def test_every_plan_of_the_benchmark_sweep_gives_the_same_result(alternative: in
         problem = Problem.random(1, classes, dtype=dtype, device=DEVICE)
         gradient = torch.empty_like(problem.logits)
         loss = label_kl_triton.focal_label_kl_rows(
-            problem.logits,
-            gradient,
-            *problem.arguments,
-            None,
-            2.0,
-            1.0,
-            1.0,
-            -100,
-            1.0,
-            classes,
-            plan=plans[alternative],
+            problem.logits, gradient, problem.objective, 1.0, classes, plan=plans[alternative]
         )
         exact = problem.changed(logits=problem.logits.double())
         torch.testing.assert_close(loss.double(), exact.loss(), atol=3e-5, rtol=1e-5)

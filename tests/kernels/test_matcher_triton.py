@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels import matcher_torch
+from kernels.matcher_weights import MatcherWeights, UnitWeights
 from kernels.ragged import RaggedProducts
 from tests.kernels.label_kl_problem import norm_error
 from tests.kernels.matcher_problem import Problem
@@ -33,8 +34,8 @@ LIMIT = 1e-5 if INTERPRETED else 2e-2
 MIXED = [(3, 4), (0, 3), (5, 0), (1, 1), (0, 0), (8, 16), (2, 9)]
 
 
-def random(sizes: list[tuple[int, int]], units: int = 2, seed: int = 0) -> Problem:
-    return Problem.random(sizes, WIDTH, units, dtype=DTYPE, device=DEVICE, seed=seed)
+def random(sizes: list[tuple[int, int]], units: int = 2, seed: int = 0, width: int = WIDTH) -> Problem:
+    return Problem.random(sizes, width, units, dtype=DTYPE, device=DEVICE, seed=seed)
 
 
 def lengths_of(problem: Problem) -> RaggedProducts:
@@ -63,6 +64,17 @@ def no_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 64), (32, 1), (7, 24), (16, 17), (31, 33), (32, 64)])
 def test_one_product_of_any_size(size: tuple[int, int]) -> None:
     check(random([size], units=3))
+
+
+@pytest.mark.usefixtures("no_torch_path")
+@pytest.mark.parametrize(("width", "shared_bytes"), [(64, 2**16), (128, 2**16), (128, None)])
+def test_weights_that_stream_in_several_blocks(
+    width: int, shared_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at full size: two or four blocks of a square matrix, twice as many of a hidden layer, through three units."""
+    if shared_bytes is not None:
+        monkeypatch.setattr(matcher_triton, "_device", lambda device: (1, shared_bytes))
+    check(random([(3, 4), (1, 6), (9, 14)], units=3, width=width))
 
 
 @settings(
@@ -151,6 +163,21 @@ def test_products_too_long_for_a_tile_fall_back_with_the_same_result() -> None:
     logits = problem.solve_each()
     for product in (0, 3):
         torch.testing.assert_close(problem.select([product]).solve(), logits[product].flatten(), atol=1e-5, rtol=0)
+
+
+def test_weights_are_unpacked_for_products_too_long_for_a_tile_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked = []
+
+    def units(weights: MatcherWeights) -> list[UnitWeights]:
+        unpacked.append(weights)
+        return [weights._unit(index) for index in range(weights.num_units)]
+
+    short, long = random([(2, 3), (4, 5)]), random([(2, 3), (60, 80)])
+    monkeypatch.setattr(MatcherWeights, "units", property(units))
+    short.solve()
+    assert len(unpacked) == 0
+    long.solve()
+    assert len(unpacked) == 1
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)

@@ -1,0 +1,164 @@
+"""A third system, written here: it only counts dark pixels, and goes from a feed to a served answer like the others.
+
+What is below `PixelConfig` and above the first test is all that a new system takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import shelfwise
+from catalogue.images import decode_image
+from export import systems
+from export.onnx_graphs import GraphSpec
+from export.system import ServedSystem
+from export.systems import System
+from models.encoders import TextEncoderConfig
+from models.tokenizer import set_length, train_tokenizer
+from training.bundle import Bundle, BundleConfig, BundleKind
+from training.embeddings import CachedEmbeddings, Embeddings
+from training.recipe import Recipe, Stage, choose
+from training.settings import Settings, TrainConfig
+from training.train import Batch, Losses, Task
+
+
+class PixelConfig(BundleConfig):
+    system: Literal["count-pixels"] = "count-pixels"
+    height: int
+    width: int
+    text: TextEncoderConfig
+
+
+class PixelSettings(Settings):
+    aliases: ClassVar = {"epochs": "fit.epochs"}
+    fit: TrainConfig = TrainConfig(epochs=3, batch_size=16, learning_rate=0.1)
+
+
+class PixelModel(nn.Module):
+    """A line through the share of dark pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        dark = (pixel_values.to(torch.float32).mean(3) < 128).to(torch.float32).mean((1, 2))
+        return self.line(dark[:, None])
+
+
+class PixelTask(Task[PixelModel]):
+    name = "fit"
+
+    def __init__(self, model: PixelModel, rows: Tensor) -> None:
+        super().__init__()
+        nothing = torch.zeros(len(rows), 1, dtype=torch.bool)
+        self.model = model
+        self.dataset = CachedEmbeddings(Embeddings(rows, nothing, nothing, nothing, nothing[:, 0].long()))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        return {"answer": model(batch["image_embeds"]), "dark": (batch["image_embeds"].float().mean(3) < 128).float()}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        return {"square": F.mse_loss(outputs["answer"][:, 0], outputs["dark"].mean((1, 2)))}
+
+    def evaluate(self) -> dict[str, float]:
+        return {"slope": float(self.model.line.weight.detach())}
+
+
+class PixelRecipe(Recipe[PixelSettings, PixelConfig, PixelModel]):
+    kind = BundleKind(PixelConfig, lambda config: PixelModel(), text_encoder=lambda config: config.text)
+
+    def stages(self) -> Iterator[Stage]:
+        self.tokenizer: Tokenizer = set_length(train_tokenizer(self.store.titles, 300), 8)
+        model = PixelModel().to(self.accelerator.device)
+        rows = torch.from_numpy(np.array(self.store.pixel_values)).to(self.accelerator.device)
+        yield Stage(PixelTask(model, rows), self.settings.fit, ("line", model))
+
+    def score(self, model: PixelModel) -> float:
+        return float(model.line.weight)
+
+    def measure(self, model: PixelModel) -> dict[str, Any]:
+        return {"slope": float(model.line.weight)}
+
+    def config(self, model: PixelModel) -> PixelConfig:
+        text = TextEncoderConfig(backbone={"vocab_size": 300}, projection_dim=1, max_length=8)
+        return PixelConfig(height=self.store.size[0], width=self.store.size[1], text=text)
+
+
+def served(bundle: Bundle[PixelConfig, PixelModel], folder: Path, target: object, feed: object) -> ServedSystem:
+    height, width = bundle.config.height, bundle.config.width
+    images = [product.images[0] for product in bundle.samples if product.images]
+    pixels = torch.from_numpy(np.stack([decode_image(image, height, width) for image in images]))
+    graph = GraphSpec("pixel_counter", bundle.model, {"pixel_values": pixels[:3]}, ["answer"])
+    inputs = [{"pixel_values": pixels}]
+    request = [{"pixel_values": pixels[0].tolist()}]
+    return ServedSystem("count_pixels", [graph], inputs, inputs, lambda path: None, request, {})
+
+
+COUNT_PIXELS = System(
+    "count-pixels", PixelSettings, PixelRecipe, served, report=lambda metrics: [json.dumps(metrics)], demo=""
+)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(systems.SYSTEMS, "count-pixels", f"{__name__}:COUNT_PIXELS")
+
+
+def test_a_third_system_trains_and_loads_by_its_value_alone(
+    registered: None, sample_feed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        "train",
+        "count-pixels",
+        str(sample_feed),
+        "--run",
+        str(run),
+        "--image-height",
+        "24",
+        "--image-width",
+        "16",
+    ]
+    result = CliRunner().invoke(shelfwise.app, [*command, "--epochs", "5", "--fit.batch-size=32", "--seed", "4"])
+    assert result.exit_code == 0, result.output
+    assert "slope" in result.output
+    found, bundle = systems.load_bundle(run / "bundle")
+    assert found.name == "count-pixels"
+    assert bundle.config.training["settings"]["seed"] == 4
+    assert bundle.config.training["settings"]["fit"]["epochs"] == 5
+    assert bundle.config.training["settings"]["fit"]["batch_size"] == 32
+    assert bundle.config.metrics["served"] == "line"
+
+    again = CliRunner().invoke(shelfwise.app, [*command, "--epochs", "6"])
+    assert again.exit_code == 1
+    assert "belongs to a run with other settings" in again.output
+
+
+def test_the_best_candidate_is_served() -> None:
+    assert choose({"a": 0.2, "b": 0.7, "c": 0.5}) == "b"
+    assert choose({"a": 0.2, "b": float("nan")}) == "a"
+    assert choose({"a": float("nan"), "b": float("nan")}) == "b", "what was trained longest"
+    with pytest.raises(ValueError, match="no stage"):
+        choose({})
+
+
+def test_systems_are_listed_and_unknown_ones_named() -> None:
+    listed = CliRunner().invoke(shelfwise.app, ["settings"])
+    assert listed.output.split() == list(systems.SYSTEMS)
+    for name in systems.SYSTEMS:
+        assert "--seed" in CliRunner().invoke(shelfwise.app, ["settings", name]).output
+    refused = CliRunner().invoke(shelfwise.app, ["settings", "nonsense"])
+    assert refused.exit_code == 1
+    assert "there is no system 'nonsense'" in refused.output
