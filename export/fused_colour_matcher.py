@@ -24,7 +24,17 @@ from models.matcher import MatcherConfig
 
 SERVED_MODULES = {
     "kernels": ("__init__", "matcher", "matcher_torch", "matcher_triton", "matcher_weights", "ragged"),
-    "models": ("__init__", "attention", "colour_matcher", "colour_tower", "encoders", "matcher"),
+    "models": (
+        "__init__",
+        "attention",
+        "backbones",
+        "colour_matcher",
+        "colour_tower",
+        "efficientnet_lite",
+        "encoders",
+        "image_tower",
+        "matcher",
+    ),
 }
 CONFIG_FILE, WEIGHTS_FILE = "matcher.json", "model.safetensors"
 # Products to compile the kernel on before the first request, one for each of its tiles: of 32 and of 128 tokens.

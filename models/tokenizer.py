@@ -7,6 +7,7 @@ an empty one has a token to attend to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]")
+PADDING = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")  # as BERT, T5, CLIP and SigLIP call it
 CONTROL_TO_SPACE = str.maketrans({chr(code): " " for code in (*range(0x20), *range(0x7F, 0xA0))})
 
 
@@ -69,32 +71,60 @@ def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a bundle or of a Hugging Face checkpoint folder.
+    """The tokenizer of a bundle or of a Hugging Face checkpoint folder, with its padding.
 
     Raises:
         FileNotFoundError: `folder` has no tokenizer.json.
+        ValueError: the file holds no tokenizer, or one without a token to pad with.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot parse
+        raise ValueError(f"{path} holds no tokenizer: {error}") from error
+    named = None
+    if (folder / "tokenizer_config.json").is_file():
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
+    pad_id, pad_token = padding_token(tokenizer, named["content"] if isinstance(named, dict) else named)
+    tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
+    return tokenizer
+
+
+def padding_token(tokenizer: Tokenizer, named: str | None = None) -> tuple[int, str]:
+    """Number and name of the token that a tokenizer pads with.
+
+    Args:
+        named: by the files beside the tokenizer; else it is the one that the tokenizer is set to, or a usual one.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    set_to = tokenizer.padding["pad_token"] if tokenizer.padding else None
+    for token in (named, set_to, *PADDING):
+        if token is not None and (number := tokenizer.token_to_id(token)) is not None:
+            return number, token
+    raise ValueError(f"the tokenizer has no token to pad with, none of {', '.join(PADDING)}")
 
 
 def fit_max_length(tokenizer: Tokenizer, texts: Sequence[str], *, quantile: float = 0.995, limit: int = 64) -> int:
     """The shortest multiple of 8 that holds `quantile` of the texts whole, at most `limit`: padding costs."""
+    padding = tokenizer.padding
     tokenizer.no_truncation()
     tokenizer.no_padding()
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+    if padding:
+        tokenizer.enable_padding(**padding)
     longest = float(np.quantile(lengths, quantile)) if lengths else 1.0
     return min(limit, 8 * int(np.ceil(longest / 8)))
 
 
 def set_length(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     """Makes every encoding exactly `max_length` tokens: longer texts are cut, shorter ones padded and masked."""
-    pad_id = tokenizer.token_to_id("[PAD]")
-    pad_token = "[PAD]" if pad_id is not None else "<|endoftext|>"  # CLIP pads with its end token
+    pad_id, pad_token = padding_token(tokenizer)
     tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(length=max_length, pad_id=tokenizer.token_to_id(pad_token) or 0, pad_token=pad_token)
+    tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=pad_token)
     return tokenizer
 
 

@@ -30,15 +30,14 @@ from catalogue.store import Store
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
 from models.category_head import CategoryHead, CategoryHeadConfig
+from models.checkpoints import image_encoder_from_checkpoint, text_encoder_from_checkpoint
 from models.encoders import (
     ImageEncoder,
     ImageEncoderConfig,
     TextEncoder,
     TextEncoderConfig,
-    image_encoder_from_checkpoint,
     small_image_encoder,
     small_text_encoder,
-    text_encoder_from_checkpoint,
 )
 from models.tokenizer import encode, fit_max_length, load_tokenizer, set_length, train_tokenizer
 from models.two_towers import TwoTowers

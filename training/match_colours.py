@@ -31,9 +31,10 @@ from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
 from catalogue.store import Store
+from models.checkpoints import colour_tower_from_checkpoint, text_encoder_from_checkpoint
 from models.colour_matcher import ColourHead, ColourMatcher
-from models.colour_tower import ColourTower, ColourTowerConfig, colour_tower_from_checkpoint, small_colour_tower
-from models.encoders import TextEncoder, TextEncoderConfig, small_text_encoder, text_encoder_from_checkpoint
+from models.colour_tower import ColourTower, ColourTowerConfig, small_colour_tower
+from models.encoders import TextEncoder, TextEncoderConfig, small_text_encoder
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
 from models.two_towers import TwoTowers

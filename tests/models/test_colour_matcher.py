@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+from transformers import BertConfig, BertModel
 
 from kernels.ragged import split_logits
+from models.checkpoints import text_encoder_from_checkpoint
 from models.colour_matcher import ColourHead, ColourMatcher
-from models.colour_tower import ColourTower, ColourTowerConfig, colour_tower_from_checkpoint, small_colour_tower
-from models.encoders import TextEncoder, small_text_encoder, text_encoder_from_checkpoint
+from models.colour_tower import ColourTower, ColourTowerConfig, small_colour_tower
+from models.encoders import TextEncoder, small_text_encoder
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, encode, set_length
 
@@ -128,26 +129,6 @@ def test_widths_that_differ_are_refused() -> None:
     labels = small_text_encoder(300, 16, 64, hidden_size=64)
     with pytest.raises(ValueError, match=r"\(128, 64, 128\)"):
         ColourMatcher(small_colour_tower(HEIGHT, WIDTH), labels, ColourHead(MatcherConfig()))
-
-
-@torch.no_grad()
-def test_resnet_checkpoint_becomes_a_tower(tmp_path: Path) -> None:
-    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")).eval()
-    resnet.save_pretrained(tmp_path)
-    tower = colour_tower_from_checkpoint(tmp_path, HEIGHT, WIDTH, 32).eval()
-    pixels = torch.randn(1, 3, 58, 50)
-    torch.testing.assert_close(
-        tower.backbone(pixel_values=pixels).last_hidden_state, resnet(pixel_values=pixels).last_hidden_state
-    )
-    assert tower(product(2, 1, 0)[0]).shape == (2, 32)
-
-
-def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="config"):
-        colour_tower_from_checkpoint(tmp_path, HEIGHT, WIDTH)
-    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"'bert'.*'resnet'"):
-        colour_tower_from_checkpoint(tmp_path, HEIGHT, WIDTH)
 
 
 @torch.no_grad()
