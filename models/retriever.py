@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,12 +36,12 @@ class Retriever(TwoTowers[ImageEncoder]):
             )
 
     def forward(  # type: ignore[override]
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, described: Tensor, entity_ids: Tensor
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, described: Tensor, entity_ids: Tensor
     ) -> dict[str, Tensor]:
         """What the three contrastive losses compare.
 
         Args:
-            pixel_values: [B, H, W, 3] uint8.
+            images: [B, H, W, 3] uint8, or [B, C] float, what the image encoder's backbone makes of them.
             input_ids, attention_mask: [B, L] int64, descriptions.
             described: [B, 1] bool, whether there is one.
             entity_ids: [B, E] int64, 0 for absent or unknown.
@@ -50,12 +51,18 @@ class Retriever(TwoTowers[ImageEncoder]):
             and the scale of their cosines.
         """
         descriptions = self.text_encoder(input_ids, attention_mask)
-        outputs = {"image_embeds": self.image_encoder(pixel_values), "description_embeds": descriptions}
+        outputs = {"image_embeds": self.embed_image(images), "description_embeds": descriptions}
         if self.entities is not None:
             entities = self.entities(entity_ids)
             outputs["text_embeds"] = text_embedding(descriptions, described, entities)
             outputs["entity_embeds"] = F.normalize(entities.sum(), dim=-1)
         return outputs | {"scale": self.scale}
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """[B, D] of unit length; images as in `forward`."""
+        if images.dtype == torch.uint8:
+            return self.image_encoder(images)
+        return F.normalize(self.image_encoder.projection(images).float(), dim=-1)
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor, described: Tensor, entity_ids: Tensor) -> Tensor:
         """E^T [B, D] of unit length; arguments as in `forward`."""

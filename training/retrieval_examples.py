@@ -7,7 +7,8 @@ what the feed knows of the product, some of it left out at random; what a title 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -58,14 +59,16 @@ class Texts:
     description_keys: np.ndarray
     entity_ids: np.ndarray
 
+    def of(self, products: np.ndarray) -> Texts:
+        """The texts of some products."""
+        return Texts(*(getattr(self, field.name)[products] for field in fields(self)))
+
     def batch(self, products: np.ndarray) -> dict[str, Tensor]:
-        """input_ids, attention_mask [B, L], described, description_keys [B, 1], entity_ids [B, E] of products [B]."""
+        """As tensors, one row a product [B, …]."""
+        chosen = self.of(products)
+        columns = {"described": chosen.described[:, None], "description_keys": chosen.description_keys[:, None]}
         return {
-            "input_ids": torch.from_numpy(self.input_ids[products]),
-            "attention_mask": torch.from_numpy(self.attention_mask[products]),
-            "described": torch.from_numpy(self.described[products])[:, None],
-            "description_keys": torch.from_numpy(self.description_keys[products])[:, None],
-            "entity_ids": torch.from_numpy(self.entity_ids[products]),
+            field.name: torch.from_numpy(columns.get(field.name, getattr(chosen, field.name))) for field in fields(self)
         }
 
 
@@ -98,31 +101,53 @@ class RetrievalExamples:
         products = self.examples.product[rows]
         return rows[self.feed.described[products] | self.feed.entity_ids[products].any(1)]
 
+    def held_out(self, split: Split) -> np.ndarray:
+        """One example of every product of a split, that of its first photo."""
+        rows = self.rows(split)
+        return rows[np.unique(self.examples.product[rows], return_index=True)[1]]
+
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Photos [B, H, W, 3] uint8 of some examples [B]."""
         return self.store.photos(self.examples.photo[rows])
 
 
+def make_texts(
+    tokenizer: Tokenizer,
+    vocabulary: EntityVocabulary,
+    descriptions: Sequence[str],
+    entities: Sequence[Mapping[str, str]],
+) -> Texts:
+    """Texts as a model takes them.
+
+    Args:
+        tokenizer: of fixed length L.
+        vocabulary: numbers entities.
+        descriptions: [P], "" for none.
+        entities: [P] values by group.
+    """
+    input_ids, attention_mask = encode(tokenizer, descriptions)
+    numbers: dict[str, int] = {}
+    return Texts(
+        input_ids,
+        attention_mask,
+        np.array([bool(description.strip()) for description in descriptions]),
+        np.array([numbers.setdefault(text.casefold(), len(numbers)) for text in descriptions], np.int64),
+        np.array([vocabulary.numbers(named) for named in entities], np.int64).reshape(-1, len(vocabulary.groups)),
+    )
+
+
 def make_retrieval_examples(store: Store, tokenizer: Tokenizer, vocabulary: EntityVocabulary) -> RetrievalExamples:
     """The examples of a store; arguments as in `make_examples`."""
     parsed = [vocabulary.parse(title) for title in store.titles]
-    descriptions = [text.description for text in parsed]
-    of_feed = np.array(
-        [[vocabulary.number(group, store.entities[group][p]) for group in vocabulary.groups] for p in range(len(store))]
-    ).reshape(len(store), len(vocabulary.groups))
-    of_titles = np.array([vocabulary.numbers(text.entities) for text in parsed]).reshape(of_feed.shape)
-    titles = make_examples(store, tokenizer)
-    input_ids, attention_mask = encode(tokenizer, descriptions)
-    described = np.array([bool(description.strip()) for description in descriptions])
-    numbers: dict[object, int] = {}
-    keys, title_keys = (
-        np.array([numbers.setdefault(text.casefold(), len(numbers)) for text in texts], np.int64)
-        for texts in (descriptions, store.titles)
-    )
-    feed = Texts(input_ids, attention_mask, described, keys, of_feed)
-    whole = Texts(titles.input_ids, titles.attention_mask, titles.text_present, title_keys, np.zeros_like(of_feed))
-    said = np.unique(np.column_stack([keys, of_feed]), axis=0, return_inverse=True)[1].ravel()
-    return RetrievalExamples(titles, feed, replace(feed, entity_ids=of_titles), whole, said)
+    of_feed = [{group: store.entities[group][product] for group in vocabulary.groups} for product in range(len(store))]
+    # One call for all, so that a title that is its own description has its key.
+    descriptions = [text.description for text in parsed] + store.titles
+    texts = make_texts(tokenizer, vocabulary, descriptions, of_feed + [{}] * len(store))
+    feed, titles = (texts.of(np.arange(first, first + len(store))) for first in (0, len(store)))
+    asked = replace(feed, entity_ids=np.array([vocabulary.numbers(text.entities) for text in parsed]))
+    said = np.column_stack([feed.description_keys, feed.entity_ids])
+    keys = np.unique(said, axis=0, return_inverse=True)[1].ravel()
+    return RetrievalExamples(make_examples(store, tokenizer), feed, asked, titles, keys)
 
 
 class RetrievalPairs(Dataset[dict[str, Tensor]]):
@@ -132,18 +157,22 @@ class RetrievalPairs(Dataset[dict[str, Tensor]]):
         examples: where they come from.
         rows: indices of the examples to draw from.
         views: how often which.
+        features: [all examples, C] float32, what a frozen backbone makes of the photos, given instead of them.
     """
 
-    def __init__(self, examples: RetrievalExamples, rows: np.ndarray, views: TextViews) -> None:
+    def __init__(
+        self, examples: RetrievalExamples, rows: np.ndarray, views: TextViews, features: np.ndarray | None = None
+    ) -> None:
         self.examples = examples
         self.rows = rows
         self.views = views
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, Tensor]:
-        """pixel_values [B, H, W, 3] uint8, what `Texts.batch` gives, and keys [B, 1] int64."""
+        """images ([B, H, W, 3] uint8, or features [B, C]), what `Texts.batch` gives, and keys [B, 1] int64."""
         examples, views = self.examples, self.views
         rows = np.sort(self.rows[request.rows])  # a memory-mapped file is read front to back
         products = examples.examples.product[rows]
@@ -157,8 +186,9 @@ class RetrievalPairs(Dataset[dict[str, Tensor]]):
             # A product whose title says nothing is seen as the feed gives it.
             here = (draw < below) & (seen["described"] | (seen["entity_ids"] > 0).any(1, keepdim=True))
             batch = {name: torch.where(here, seen[name], tensor) for name, tensor in batch.items()}
+        images = augment(examples.pixels(rows), SHIFT, generator) if self.features is None else self.features[rows]
         return {
-            "pixel_values": torch.from_numpy(augment(examples.pixels(rows), SHIFT, generator)),
+            "images": torch.from_numpy(images),
             **batch,
             "keys": torch.from_numpy(examples.keys[products])[:, None],
         }

@@ -7,14 +7,13 @@ positives of each other's photos, never negatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from catalogue.product import Split
+from models.encoders import ImageEncoder
 from models.retriever import Retriever
 
 from .contrastive import contrastive_loss
@@ -26,19 +25,34 @@ from .train import Batch, Losses, Task
 
 
 class RetrievalTask(Task[Retriever]):
-    """Trains a retriever on the pairs of the training split."""
+    """Trains a retriever on the pairs of the training split.
 
-    name = "contrastive"
+    Args:
+        name: of the stage.
+        model: trained in place.
+        examples: of all splits.
+        views: of the training texts.
+        features: of all examples, from `photo_features`, where the image encoder's backbone is frozen.
+    """
 
-    def __init__(self, model: Retriever, examples: RetrievalExamples, views: TextViews) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Retriever,
+        examples: RetrievalExamples,
+        views: TextViews,
+        features: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
+        self.name = name
         self.model = model
         self.examples = examples
-        self.dataset = RetrievalPairs(examples, examples.rows("train"), views)
+        self.features = features
+        self.dataset = RetrievalPairs(examples, examples.rows("train"), views, features)
 
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
         """The embeddings that the losses compare, [B, D] each, and the scale."""
-        names = ("pixel_values", "input_ids", "attention_mask", "described", "entity_ids")
+        names = ("images", "input_ids", "attention_mask", "described", "entity_ids")
         outputs: Batch = model(*(batch[name] for name in names))
         return outputs
 
@@ -68,10 +82,11 @@ class RetrievalTask(Task[Retriever]):
 
     def evaluate(self) -> dict[str, float]:
         """Recall and MRR on the validation split, both directions, among all its products."""
-        embedded = embed_split(self.model, self.examples, "val")
-        if not len(embedded.rows):
+        rows = self.examples.held_out("val")
+        if not len(rows):
             return {}
-        return {f"{way}/{name}": value for way, r in embedded.reports().items() for name, value in r.flat().items()}
+        reports = embed_rows(self.model, self.examples, rows, features=self.features).reports()
+        return {f"{way}/{name}": value for way, report in reports.items() for name, value in report.flat().items()}
 
 
 def _loss_of_given(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor, given: Tensor) -> Tensor:
@@ -82,23 +97,21 @@ def _loss_of_given(images: Tensor, texts: Tensor, scale: Tensor, positives: Tens
 
 
 @dataclass(frozen=True)
-class EmbeddedSplit:
+class EmbeddedRows:
     """M examples, embedded: row i of both is the same product.
 
     Attributes:
-        rows: [M] which examples.
-        products: [M] their products.
+        products: [M] whose.
         image_embeds, text_embeds: [M, D] float32, unit length.
     """
 
-    rows: np.ndarray
     products: np.ndarray
     image_embeds: np.ndarray
     text_embeds: np.ndarray
 
     def reports(self, among: np.ndarray | None = None) -> dict[str, RetrievalReport]:
         """Image to text and text to image among all candidates; queries are those `among` [M] bool."""
-        own = [[row] if among is None or among[row] else [] for row in range(len(self.rows))]
+        own = [[row] if among is None or among[row] else [] for row in range(len(self.products))]
         if not any(own):
             return {}
         return {
@@ -107,36 +120,43 @@ class EmbeddedSplit:
         }
 
 
-def embed_split(
+def embed_rows(
     model: Retriever,
     examples: RetrievalExamples,
-    split: Split,
-    texts: Callable[[RetrievalExamples], Texts] = lambda examples: examples.feed,
-) -> EmbeddedSplit:
-    """Embeds the products of a split, each by its main photo and its text.
+    rows: np.ndarray,
+    texts: Texts | None = None,
+    features: np.ndarray | None = None,
+) -> EmbeddedRows:
+    """Embeds examples, each by its photo and its product's text.
 
     Args:
         model: in any mode; evaluated in evaluation mode.
-        examples: held-out products have one example each.
-        split: which.
-        texts: in which view.
+        examples: of all splits.
+        rows: [M] which.
+        texts: of all products, in which view; as the feed has them when None.
+        features: of all examples, from `photo_features`, where they are known.
     """
-    rows = examples.rows(split)
-    rows = rows[np.unique(examples.examples.product[rows], return_index=True)[1]]
-    products = examples.examples.product[rows]
-    images = embed_images(model, examples, rows)
-    return EmbeddedSplit(rows, products, images, embed_texts(model, texts(examples), products))
-
-
-def embed_images(model: Retriever, examples: RetrievalExamples, rows: np.ndarray) -> np.ndarray:
-    """[M, D] float32 of some examples."""
     device = model.logit_scale.device
 
     def embed(batch: np.ndarray) -> tuple[Tensor, ...]:
-        return (model.image_encoder(torch.from_numpy(examples.pixels(batch)).to(device)).cpu(),)
+        images = examples.pixels(batch) if features is None else features[batch]
+        return (model.embed_image(torch.from_numpy(images).to(device)).cpu(),)
 
     with evaluating(model):
-        return in_batches(embed, rows)[0].numpy()
+        images = in_batches(embed, rows)[0].numpy()
+    products = examples.examples.product[rows]
+    return EmbeddedRows(products, images, embed_texts(model, texts or examples.feed, products))
+
+
+def photo_features(encoder: ImageEncoder, examples: RetrievalExamples) -> np.ndarray:
+    """[all, C] float32, what an image encoder's backbone makes of the photo of every example; of no photo, of white."""
+    device = encoder.projection.weight.device
+
+    def features(batch: np.ndarray) -> tuple[Tensor, ...]:
+        return (encoder.features(torch.from_numpy(examples.pixels(batch)).to(device))[0].float().cpu(),)
+
+    with evaluating(encoder):
+        return in_batches(features, np.arange(len(examples.examples)))[0].numpy()
 
 
 def embed_texts(model: Retriever, texts: Texts, products: np.ndarray) -> np.ndarray:
