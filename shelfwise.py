@@ -90,11 +90,14 @@ def sample_colours(
 def train(
     context: typer.Context,
     system: Annotated[str, typer.Argument(help="Which system; `shelfwise settings` lists them.")],
-    feed: Annotated[Path, typer.Argument(help="Product feed.")],
+    feed: Annotated[Path, typer.Argument(help="Product feed: a file, or a folder of part files.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
     preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+    merge_case: Annotated[
+        bool, typer.Option("--merge-case", help="Categories that differ in case alone are one.")
+    ] = False,
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
     store: Annotated[
         Path | None,
@@ -117,7 +120,7 @@ def train(
         given = chosen.settings.model_validate_json(settings.read_text() if settings else "{}")
         recipe = given.overridden(read_flags(context.args))
         accelerator = make_accelerator()
-        products = _open(feed, preset, column, on_error)
+        products = _open(feed, preset, column, on_error, merge_case=merge_case)
         bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
             chosen.recipe.kind.save(run / "bundle", bundle)
@@ -412,7 +415,9 @@ def labels_show(
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
-def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:
+def _open(
+    path: Path, preset: str | None, columns: list[str] | None, on_error: str, *, merge_case: bool = False
+) -> Feed:
     from catalogue.feed import detect_preset, open_feed
 
     overrides: dict[str, Any] = {}
@@ -424,7 +429,7 @@ def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: s
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
-    return open_feed(path, chosen, on_error, **overrides)  # type: ignore[arg-type]
+    return open_feed(path, chosen, on_error, merge_case=merge_case, **overrides)  # type: ignore[arg-type]
 
 
 def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:

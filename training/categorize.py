@@ -24,8 +24,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
+from catalogue.class_report import ClassReport
 from catalogue.feed import FeedError
-from catalogue.product import PATH_SEPARATOR
+from catalogue.product import PATH_SEPARATOR, SPLITS
 from catalogue.store import Store
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
@@ -168,6 +169,7 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         if len(categories) < 2:
             raise FeedError(f"{store.feed} names {len(categories)} categories; a categorizer needs at least 2")
         self.taxonomy = Taxonomy.from_paths(categories)
+        self.notes += ClassReport.of(store.categories, [SPLITS[split] for split in store.splits]).warnings()
         self.tokenizer, self.encoders = make_encoders(store, settings)
         self.encoders.to(accelerator.device)
         self.examples = make_examples(store, self.tokenizer, self.taxonomy)
@@ -288,7 +290,9 @@ def make_encoders(store: Store, settings: CategorizeSettings) -> tuple[Tokenizer
 
     image_encoder: ImageEncoder
     if settings.image_checkpoint is not None:
-        image_encoder = image_encoder_from_checkpoint(settings.image_checkpoint, settings.embed_dim)
+        image_encoder = image_encoder_from_checkpoint(
+            settings.image_checkpoint, settings.embed_dim, (settings.image_height, settings.image_width)
+        )
     else:
         image_encoder = small_image_encoder(settings.image_height, settings.image_width, settings.embed_dim)
     width = image_encoder.config.projection_dim

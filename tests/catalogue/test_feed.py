@@ -311,7 +311,7 @@ def test_files_that_are_no_feed_are_named(tmp_path):
     with pytest.raises(FeedError, match=r"feed\.parquet: not a readable Parquet file"):
         open_feed(tmp_path / "feed.parquet")
     (tmp_path / "feed.xlsx").write_bytes(b"")
-    with pytest.raises(FeedError, match=r"feed\.xlsx.*\.parquet or \.csv"):
+    with pytest.raises(FeedError, match=r"feed\.xlsx.*\.parquet, \.csv.*not '\.xlsx'"):
         open_feed(tmp_path / "feed.xlsx")
 
 
@@ -380,7 +380,7 @@ def test_a_feed_reached_through_a_link_finds_its_images(folder, tmp_path):
     assert next(iter(open_feed(tmp_path / "linked" / "feed.csv"))).images == (b"a",)
 
 
-@pytest.mark.parametrize("cell", ["images/c.jpg", "images", "loop", "https://example.com/a.jpg", "a\0.jpg", "x" * 5000])
+@pytest.mark.parametrize("cell", ["images/c.jpg", "images", "loop", "a\0.jpg", "x" * 5000])
 def test_image_paths_to_no_readable_file_are_refused(folder, cell):
     with pytest.raises(FeedError, match=r"row 1: (no )?image file"):
         images_of(folder, cell)
@@ -412,7 +412,7 @@ def test_csv_with_byte_order_mark_quoted_lines_and_empty_cells(tmp_path):
         ("2,,t", "wrong number of fields"),
         ("2,,t,A,more", "wrong number of fields"),
         ('2,,"t"x,A', "bad CSV"),
-        ("2,," + "t" * 200_000 + ",A", "bad CSV"),
+        ("2,," + "t" * 5_000_000 + ",A", "bad CSV"),
         ("2,,\udcff,A", "not UTF-8"),
     ],
 )
