@@ -3,10 +3,11 @@
     shelfwise sample PATH                     draw a catalogue to try everything on
     shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
-    shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
-    shelfwise repository check                do configurations and files fit, can the plans run here
-    shelfwise repository roll-out             a running server takes the newest version without a failed request
-    shelfwise rollback                        back to the version before
+    shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
+    shelfwise repository list                 the releases, and which one the next start serves
+    shelfwise repository check                are the files those that were published, can the plans run here
+    shelfwise repository roll-out             a running server takes a release without a failed request
+    shelfwise rollback                        back to the release before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
     shelfwise categorize IMAGE --title …      ask a running server
@@ -35,13 +36,13 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
 app.add_typer(labels_app, name="labels")
-repository_app = typer.Typer(no_args_is_help=True, help="Check a model repository; take a new version into service.")
+repository_app = typer.Typer(no_args_is_help=True, help="Look at the releases; take one into service.")
 app.add_typer(repository_app, name="repository")
 
-REPOSITORY = Path(__file__).resolve().parent / "model_repository"
+REPOSITORY = Path("runs/repository")
 
 RepositoryOption = Annotated[
-    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Model repository in Triton's layout.")
+    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Folder of the releases.")
 ]
 CaOption = Annotated[
     Path | None, typer.Option("--ca", envvar="SHELFWISE_CA", help="Certificate authority (PEM) of a server behind TLS.")
@@ -178,12 +179,11 @@ def export(
         typer.Option(help="Feed whose products calibrate int8 and fp8, and are compared; else the bundle's few."),
     ] = None,
 ) -> None:
-    """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
+    """Export a bundle as part of a repository's next release, if it answers as PyTorch does."""
     from export.bundles import export_bundle
     from export.onnx_graphs import ExportError
     from export.parity import ParityError
     from export.precision import Precision, Runtime
-    from export.repository import RepositoryError
     from export.system import ExportTarget
     from training.bundle import BundleError
 
@@ -193,7 +193,7 @@ def export(
         )
         calibration = _open(feed, None, None, "skip") if feed else None
         report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
-    except (BundleError, ExportError, ParityError, RepositoryError, ValueError, OSError) as error:
+    except (BundleError, ExportError, ParityError, ValueError, OSError) as error:
         fail(error)
     for model, outputs in report.parity.items():
         for output in outputs:
@@ -207,21 +207,38 @@ def export(
             )
         if report.kept[model]:
             typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
-    typer.echo(f"{report.repository}: version {report.version} published")
+    typer.echo(f"{report.repository}: release {report.release} published")
 
 
 @app.command()
 def rollback(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble to take back by one version.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release; the one before the current one.")] = None,
 ) -> None:
-    """Remove the newest version of an ensemble, so that the one before it is served."""
-    from export.repository import RepositoryError
-    from export.repository import rollback as roll_back
+    """Have the next start serve an earlier release; nothing is removed. A running server: repository roll-out."""
+    from repository.publish import rollback as roll_back
 
     try:
-        typer.echo(f"{ensemble} is back at version {roll_back(repository, ensemble)}; restart the server to serve it")
-    except RepositoryError as error:
+        typer.echo(f"release {roll_back(repository, version).number} is current; restart the server to serve it")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@repository_app.command("list")
+def repository_list(repository: RepositoryOption = REPOSITORY) -> None:
+    """Print the releases, oldest first, with the version of each ensemble; the current one has a star."""
+    from repository.release import Release, current, release_numbers
+
+    try:
+        served = current(repository)
+        for number in release_numbers(repository):
+            release = Release.load(repository / str(number))
+            star = "*" if release.folder.resolve() == served else " "
+            typer.echo(f"{star} {number}  {release.published}")
+            for name, about in sorted(release.ensembles.items()):
+                facts = "  ".join(f"{key} {about[key]}" for key in ("target", "precision", "bundle") if key in about)
+                typer.echo(f"    {name} {release.version(name)}  {facts}")
+    except (ValueError, OSError) as error:
         fail(error)
 
 
@@ -230,11 +247,10 @@ def repository_check(
     repository: RepositoryOption = REPOSITORY,
     triton: Annotated[bool, typer.Option("--triton", help="Also start Triton on it and ask every ensemble.")] = False,
 ) -> None:
-    """Check every model's configuration against its files: what Triton would refuse, and what it would not notice."""
+    """Check the current release: are its files those that were published, and do they fit their configurations?"""
     import os
 
-    from export.check import check_repository
-    from export.repository import RepositoryError
+    from repository.check import check_repository
     from serving.environment import ServerEnvironmentError
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
@@ -244,45 +260,59 @@ def repository_check(
         typer.echo(f"{repository}: {', '.join(models)} fit their files")
         if triton:
             log = Path(os.devnull)  # a failure carries what Triton says about it
-            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+            with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log):
                 typer.echo("Triton loads them, and every ensemble answers")
-    except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
+    except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
 
 
 @repository_app.command("roll-out")
 def repository_roll_out(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble's newest version to serve.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release, earlier or later; the current one.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a model may take to load.")] = 120.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Have a running server (serve --model-control) take the newest version: load, ask, switch, unload the old one."""
+    """Have a running server (serve --model-control) take a release: load, ask, switch, unload the old one."""
     from serving.readiness import NotReady
     from serving.roll_out import RollOutError, roll_out
 
     try:
-        versions = roll_out(url, repository, ensemble, timeout, credentials=_credentials(ca), headers=_headers(header))
+        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=_headers(header))
     except (RollOutError, NotReady, ValueError, OSError) as error:
         fail(error)
-    typer.echo(f"{ensemble}: {versions.new} serves, {versions.old} is unloaded")
+    typer.echo(f"release {done.release} is served")
+    for name, (old, new) in sorted(done.changed.items()):
+        typer.echo(f"  {name}: version {new} after {old}" if old else f"  {name}: version {new}, new")
 
 
 @app.command()
 def serve(
     repository: RepositoryOption = REPOSITORY,
     host: Annotated[str, typer.Option(envvar="SHELFWISE_HOST", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="SHELFWISE_GRPC_PORT", help="0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(envvar="SHELFWISE_METRICS_PORT", help="0 picks a free one.")] = 8002,
+    http: Annotated[
+        bool,
+        typer.Option("--http", envvar="SHELFWISE_HTTP", help="Listen for HTTP as well, for trusted callers."),
+    ] = False,
+    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="With --http; 0 picks one.")] = 8000,
     log_file: Annotated[
         Path | None, typer.Option(envvar="SHELFWISE_LOG_FILE", help="Triton's log; else stderr.")
     ] = None,
     grace: Annotated[float, typer.Option(envvar="SHELFWISE_GRACE", help="Seconds a stop waits for requests.")] = 30.0,
+    lame_duck: Annotated[
+        float,
+        typer.Option(min=0, envvar="SHELFWISE_LAME_DUCK", help="Seconds to answer on, readiness red, before a stop."),
+    ] = 0.0,
     model_control: Annotated[
         bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
+    ] = False,
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory", envvar="SHELFWISE_SHARED_MEMORY", help="Let callers register shared memory."),
     ] = False,
     triton_option: Annotated[
         list[str] | None,
@@ -291,28 +321,31 @@ def serve(
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Serve a model repository with Triton until SIGTERM or Ctrl-C.
+    """Serve a model repository with Triton until SIGTERM, Ctrl-C or the end of the terminal; restart what dies.
 
     With TLS or gated protocols among the Triton options, --ca and --header are what the readiness check needs.
     """
     from serving.environment import ServerEnvironmentError
+    from serving.foreground import serve as run_server
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
-    from serving.server import serve as run_server
 
-    server = TritonServer(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_file=log_file,
-        grace_seconds=grace,
-        model_control=model_control,
-        triton_options=triton_option or (),
-    )
     try:
-        status = run_server(server, credentials=_credentials(ca), headers=_headers(header))
+        server = TritonServer(
+            repository,
+            host=host,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            http_port=http_port if http else None,
+            log_file=log_file,
+            grace_seconds=grace,
+            model_control=model_control,
+            shared_memory=shared_memory,
+            triton_options=triton_option or (),
+            credentials=_credentials(ca),
+            headers=_headers(header),
+        )
+        status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(status)
@@ -320,9 +353,10 @@ def serve(
 
 @app.command()
 def ready(
+    model: Annotated[str | None, typer.Argument(help="One ensemble, or a step of some; by default all.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     repository: RepositoryOption = REPOSITORY,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for the whole check.")] = 10.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
@@ -330,7 +364,7 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, credentials=_credentials(ca), headers=_headers(header))
+        names = check(url, repository, timeout, model=model, credentials=_credentials(ca), headers=_headers(header))
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
@@ -374,7 +408,6 @@ def match_colours(
     header: HeaderOption = None,
 ) -> None:
     """Ask a running server which colour label belongs to which photo."""
-    from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
     from client import TLS, ShelfwiseClient, ShelfwiseError
 
     texts = [label.strip() for label in labels.split(",")]
@@ -383,6 +416,8 @@ def match_colours(
         with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
             matches = client.match_colours(images, texts, one_to_one=one_to_one)
         if picture is not None:
+            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
+
             photos = zip(images, matches, strict=True)
             draw_colour_sheet(
                 [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture

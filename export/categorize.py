@@ -1,4 +1,4 @@
-"""A categorizer's bundle as a new version of the ensemble `categorize`: graphs, gate, files, release."""
+"""A categorizer's bundle as the ensemble `categorize`: graphs, gate, files, release."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[
     sizes = {"height": encoder.height, "width": encoder.width, "max_length": max_length}
     (folder / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
     labels = "".join(f"{name}\n" for name in category_names(bundle))
-    (path(ENSEMBLE) / "labels.txt").write_text(labels, encoding="utf-8")
+    (path(ENSEMBLE).parent / "labels.txt").write_text(labels, encoding="utf-8")
 
 
 def report_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A colour matcher's bundle as a new version of the ensemble `match_colours`: one graph, gate, files, release.
+"""A colour matcher's bundle as the ensemble `match_colours`: one graph, gate, files, release.
 
 Both towers and the matcher are one ONNX graph over ragged batches: photos and labels of all products one after the
 other, as Triton's ragged batching hands them over, and a mask that says how many of them each product has. The towers
@@ -31,13 +31,13 @@ from catalogue.images import decode_image
 from catalogue.product import Product, Split
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
+from repository.configs import SOURCE, read_config
 from training.match_colours import ColourMatcherBundle, ColourRecipe, ColourSettings, sample_groups
 
 from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
 from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
-from .repository import SOURCE, read_config
 from .system import ExportTarget, ServedSystem, TorchModel
 from .systems import System
 

@@ -7,25 +7,24 @@ deviation from PyTorch float32 is the system's.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
 from torch import Tensor
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from repository.configs import READINESS_FILE, copy_source, read_config, step_names, write_config
+from repository.plans import TENSORRT, PlanRecord
+from repository.publish import publish, staging
 
 from .chain import Chain
 from .onnx_graphs import GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
-from .plans import TENSORRT, PlanRecord
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
-from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_version
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
 
 REPORT_FILE = "report.json"
@@ -100,7 +99,7 @@ class ExportTarget:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export published: the version, and how each graph compares with PyTorch on real inputs.
+    """What an export published: the release, and how each graph compares with PyTorch on real inputs.
 
     Args:
         parity: a comparison per output, by graph.
@@ -110,7 +109,7 @@ class ExportReport:
     """
 
     repository: Path
-    version: int
+    release: int
     parity: dict[str, list[OutputParity]]
     bytes: dict[str, int]
     precision: dict[str, str] = field(default_factory=dict)
@@ -119,17 +118,17 @@ class ExportReport:
 
 def export_system(
     system: ServedSystem,
-    repository: Path = SOURCE,
+    repository: Path,
     target: ExportTarget | None = None,
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Publishes a system as the next version of its ensemble, or nothing.
+    """Publishes a system as part of the next release of a repository, or nothing.
 
     Raises:
         export.onnx_graphs.ExportError: a graph cannot be exported, or not for that target.
-        export.parity.ParityError: a graph answers differently; the old version stays.
-        export.repository.RepositoryError: the repository cannot take the version.
+        export.parity.ParityError: a graph answers differently; the old release stays.
+        repository.configs.RepositoryError: the repository cannot take it.
     """
     target = target or ExportTarget()
     precision = choose_precision(target.runtime, target.precision, system.precisions)
@@ -138,14 +137,20 @@ def export_system(
     chain = Chain(system.graphs, system.inputs)
     calibration = Chain(system.graphs, system.calibration)
     fused = system.fused if target.runtime is not Runtime.TENSORRT else None
-    with (
-        stage_version(repository, system.ensemble, None if fused else split_step(system)) as staged,
-        TemporaryDirectory(dir=staged.folder) as aside,
-    ):
+    ensemble = read_config(system.ensemble) if fused else split_step(system)
+    with staging(repository) as staged, staging(repository) as aside:
+
+        def path(model: str) -> Path:
+            return staged / model / "1"
+
+        for model in (*step_names(ensemble), ensemble.name):
+            copy_source(model, staged)
+        if not fused:
+            write_config(ensemble, staged / ensemble.name)
         summaries: dict[str, Summary] = {}
         exported: dict[str, ExportedGraph] = {}
         for graph in system.graphs:
-            folder = Path(aside) / graph.name if fused else staged.path(graph.name)
+            folder = aside / graph.name if fused else path(graph.name)
             folder.mkdir(exist_ok=True)
             own = Precision.FP32 if graph.float32_only else precision
             progress(f"{graph.name}: PyTorch → ONNX, {own}")
@@ -162,12 +167,12 @@ def export_system(
             report.precision[graph.name], report.bytes[graph.name] = own.value, summary["bytes"]
         if fused:
             progress(f"{fused}: {' + '.join(exported)} as one graph")
-            summaries = {fused: _fuse(staged.path(fused) / "model.onnx", system, exported, chain)}
+            summaries = {fused: _fuse(path(fused) / "model.onnx", system, exported, chain)}
         for model in system.torch_models:
             name = model.graph.name
             progress(f"{name}: a Python model, {precision}")
-            parity = _write_torch_model(model, staged.path(name), chain, precision)
-            size = sum(file.stat().st_size for file in staged.path(name).rglob("*") if file.is_file())
+            parity = _write_torch_model(model, path(name), chain, precision)
+            size = sum(file.stat().st_size for file in path(name).rglob("*") if file.is_file())
             summaries[name] = {
                 "precision": precision.value,
                 "parity": [asdict(output) for output in parity],
@@ -177,22 +182,14 @@ def export_system(
             report.parity[name], report.kept[name] = parity, []
             report.precision[name], report.bytes[name] = precision.value, size
         for name, summary in summaries.items():
-            (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            (path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
-        system.write_files(staged.path)
+        system.write_files(path)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
-        (staged.path(system.ensemble) / READINESS_FILE).write_text(readiness, encoding="utf-8")
-        staged.publish(
-            {
-                "ensemble": system.ensemble,
-                "version": staged.version,
-                "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "target": target.runtime.value,
-                "precision": precision.value,
-                **system.release,
-            }
-        )
-    return ExportReport(repository, staged.version, report.parity, report.bytes, report.precision, report.kept)
+        (staged / system.ensemble / READINESS_FILE).write_text(readiness, encoding="utf-8")
+        about = {"target": target.runtime.value, "precision": precision.value, **system.release}
+        release = publish(repository, staged, {system.ensemble: about})
+    return ExportReport(repository, release.number, report.parity, report.bytes, report.precision, report.kept)
 
 
 @dataclass(frozen=True)
@@ -345,7 +342,7 @@ def _check_plan(
 def _write_torch_model(model: TorchModel, folder: Path, chain: Chain, precision: Precision) -> list[OutputParity]:
     """Writes what PyTorch serves and its configuration, through the parity gate: as written, against float32."""
     model.write(folder, precision)
-    (folder / CONFIG_FILE).write_text(text_format.MessageToString(model.config))
+    write_config(model.config, folder.parent)
     comparisons = []
     for batch in chain.expected:
         inputs = {name: batch[name] for name in model.graph.inputs}
@@ -370,4 +367,4 @@ def _write_plan_config(model: str, folder: Path, records: Mapping[str, PlanRecor
     config.default_model_filename = next(iter(records))
     for name, record in records.items():
         config.cc_model_filenames[record.compute_capability] = name
-    (folder / CONFIG_FILE).write_text(text_format.MessageToString(config))
+    write_config(config, folder.parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 import shelfwise
 from export import fused_colour_matcher
 from export.match_colours import SERVED_MODULES
-from export.repository import SOURCE
+from repository.configs import SOURCE
 
 ROOT = Path(shelfwise.__file__).parent
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
