@@ -16,6 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from .search import CANDIDATES
 from .snapshot import PartitionRecord
 
 EXACT_NUMBERS = 2**24
@@ -29,7 +30,6 @@ TRAINING_ROWS_A_LIST = 40
 FEWEST_CELLS_SCANNED = 16
 SCAN_MORE = 1.4
 RETRAIN = 1.5
-CANDIDATES = 100
 
 
 class KeptRows:

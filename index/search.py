@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .filters import Filter, kept_products
-from .partition import CANDIDATES, KeptRows, Partition, open_partition
 from .snapshot import PARTITION, Snapshot, SnapshotError
+
+if TYPE_CHECKING:
+    from .partition import KeptRows, Partition
+
+CANDIDATES = 100
+"""Rows of a partition that are compared exactly, at least."""
 
 FEW_ROWS = 4_096
 """So many scattered rows of 256 numbers are compared in half a millisecond, whatever the size of the index."""
@@ -69,6 +75,8 @@ class Searcher:
         record = snapshot.manifest.partition
         self.partition: Partition | None = None
         if record is not None and not exact:
+            from .partition import open_partition  # a server of a small catalogue needs no faiss
+
             self.partition = open_partition(snapshot.folder / PARTITION, record)
         self._one_photo_each = len(snapshot.vectors) == len(snapshot)
         self._photos_a_product = -(-len(snapshot.vectors) // max(len(snapshot), 1))
