@@ -23,6 +23,8 @@ from .retrieval_examples import RetrievalExamples, RetrievalPairs, Texts, TextVi
 from .retrieval_metrics import RetrievalReport, retrieval_report
 from .train import Batch, Losses, Task
 
+EMBEDS = {"text": "text_embeds", "description": "description_embeds", "entities": "entity_embeds"}
+
 
 class RetrievalTask(Task[Retriever]):
     """Trains a retriever on the pairs of the training split.
@@ -58,23 +60,7 @@ class RetrievalTask(Task[Retriever]):
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
         """One for each kind of text that the model has."""
-        images = gather_with_gradients(outputs["image_embeds"])
-        names = ("keys", "description_keys", "entity_ids", "described")
-        keys, descriptions, entities, described = (gather_with_gradients(batch[name].long()) for name in names)
-        same_description = descriptions == descriptions.T
-        same_entities = (entities[:, None] == entities).all(2)
-        has_description, has_entities = described[:, 0] > 0, (entities > 0).any(1)
-        of_text = (keys == keys.T) | (same_description & same_entities)
-        kinds = {
-            "text": (of_text, has_description | has_entities),
-            "description": (same_description, has_description),
-            "entities": (same_entities, has_entities),
-        }
-        return {
-            name: _loss_of_given(images, gather_with_gradients(outputs[f"{name}_embeds"]), outputs["scale"], *kind)
-            for name, kind in kinds.items()
-            if f"{name}_embeds" in outputs
-        }
+        return retrieval_losses(outputs, batch)
 
     def scalars(self, outputs: Batch) -> Batch:
         """The scale of the cosines."""
@@ -87,6 +73,31 @@ class RetrievalTask(Task[Retriever]):
             return {}
         reports = embed_rows(self.model, self.examples, rows, features=self.features).reports()
         return {f"{way}/{name}": value for way, report in reports.items() for name, value in report.flat().items()}
+
+
+def retrieval_losses(outputs: Batch, batch: Batch) -> Losses:
+    """The contrastive loss of each kind of text, over the pairs of all processes.
+
+    Args:
+        outputs: of `Retriever.forward`; without entities there is the description's loss alone.
+        batch: of `RetrievalPairs`.
+    """
+    images = gather_with_gradients(outputs["image_embeds"])
+    names = ("keys", "description_keys", "entity_ids", "described")
+    keys, descriptions, entities, described = (gather_with_gradients(batch[name].long()) for name in names)
+    same_description = descriptions == descriptions.T
+    same_entities = (entities[:, None] == entities).all(2)
+    has_description, has_entities = described[:, 0] > 0, (entities > 0).any(1)
+    kinds = {
+        "text": ((keys == keys.T) | (same_description & same_entities), has_description | has_entities),
+        "description": (same_description, has_description),
+        "entities": (same_entities, has_entities),
+    }
+    return {
+        name: _loss_of_given(images, gather_with_gradients(outputs[EMBEDS[name]]), outputs["scale"], *kind)
+        for name, kind in kinds.items()
+        if EMBEDS[name] in outputs
+    }
 
 
 def _loss_of_given(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor, given: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from served_index.search import Searcher
 from served_index.snapshot import Encoder, SnapshotError, open_snapshot
 
 MAX_K = 1000
+DEFAULT_K = 10
 ENCODER_FILE = "encoder.json"
 INPUTS = ("image_embeds", "text_embeds", "image_present", "text_present", "named", "like", "filters", "k")
 
