@@ -20,7 +20,7 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -126,10 +126,8 @@ def train(
         bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
             chosen.recipe.kind.save(run / "bundle", bundle)
-            for reason, rows in products.summary.skipped.most_common():
-                typer.echo(f"{feed}: {rows} rows left out: {reason}", err=True)
             for note in bundle.config.training["notes"]:
-                typer.echo(f"note: {note}", err=True)
+                typer.echo(f"{feed}: {note}", err=True)
             for line in chosen.report(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
@@ -172,6 +170,10 @@ def export(
     gpu: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")
     ] = None,
+    form: Annotated[
+        Literal["ensemble", "single"],
+        typer.Option(help="Steps that Triton batches each, or all of them in one process, for one caller's latency."),
+    ] = "ensemble",
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
     ] = False,
@@ -190,7 +192,11 @@ def export(
 
     try:
         wanted = ExportTarget(
-            Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
+            Runtime(target),
+            Precision(precision) if precision else None,
+            tuple(gpu or ()),
+            version_compatible,
+            single=form == "single",
         )
         calibration = _open(feed, None, None, "skip") if feed else None
         report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)

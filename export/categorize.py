@@ -24,7 +24,7 @@ from training.categorize import CategorizerBundle, CategorizeRecipe, CategorizeS
 
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, Names, ServedCategoryHead, ServedEncoders
 from .precision import Runtime
-from .system import ExportTarget, ServedSystem
+from .system import ExportTarget, ServedSystem, copy_module
 from .systems import System
 
 ENSEMBLE = "categorize"
@@ -44,6 +44,7 @@ def categorizer_system(
         ensembles={ENSEMBLE: readiness_requests(bundle.samples[0])},
         graphs=categorizer_graphs(bundle, trim=target.runtime is not Runtime.TENSORRT),
         fused="categorizer",
+        single="product_categorizer",
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
@@ -152,7 +153,7 @@ def category_names(bundle: CategorizerBundle) -> list[str]:
 def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     """What prepare_product reads, and the names of the classes for Triton's classification extension."""
     folder = path("prepare_product")
-    shutil.copyfile(catalogue.images.__file__, folder / "images.py")
+    copy_module(catalogue.images, folder)
     shutil.copyfile(bundle_folder / "tokenizer.json", folder / "tokenizer.json")
     encoder, max_length = bundle.config.image_encoder, bundle.config.text_encoder.max_length
     sizes = {"height": encoder.height, "width": encoder.width, "max_length": max_length}

@@ -38,7 +38,7 @@ from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
 from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
-from .system import ExportTarget, ServedSystem, TorchModel
+from .system import ExportTarget, ServedSystem, TorchModel, copy_module
 from .systems import System
 
 ENSEMBLE = "match_colours"
@@ -287,8 +287,8 @@ def _totals(elements: int, usual: int, most: int) -> tuple[int, int, int]:
 
 def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     prepare = path("prepare_colours")
-    shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
-    shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
+    copy_module(catalogue.images, prepare)
+    copy_module(catalogue.colour_labels, prepare)
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
     tower = bundle.config.image_encoder
     sizes = {
@@ -298,7 +298,7 @@ def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path:
         "rooms": ROOMS,
     }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
-    shutil.copyfile(models.assignment.__file__, path("assign_colours") / "assignment.py")
+    copy_module(models.assignment, path("assign_colours"))
 
 
 def report_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ from training.retrieval_examples import make_texts
 from .categorize import whole_products
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, trimmed
 from .precision import Runtime
-from .system import ExportTarget, ServedSystem
+from .system import ExportTarget, ServedSystem, copy_module
 from .systems import System
 
 ENCODER_FILE = "encoder.json"
@@ -168,10 +168,11 @@ def encoder_of(folder: Path) -> Encoder:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architecture = json.dumps({name: config[name] for name in ("image_encoder", "text_encoder", "entities")})
     size = [config["image_encoder"][side] for side in ("height", "width")]
+    decoder = Path(catalogue.images.__file__).parent
     return Encoder(
         model=_digest((folder / "model.safetensors").read_bytes(), architecture.encode()),
         tokenizer=_digest((folder / "tokenizer.json").read_bytes(), (folder / VOCABULARY_FILE).read_bytes()),
-        preprocessing=_digest(json.dumps(size).encode(), Path(catalogue.images.__file__).read_bytes()),
+        preprocessing=_digest(json.dumps(size).encode(), *(file.read_bytes() for file in sorted(decoder.glob("*.py")))),
     )
 
 
@@ -217,7 +218,7 @@ def _write_files(
     bundle: RetrievalBundle, bundle_folder: Path, path: Callable[[str], Path], snapshot: Path | None
 ) -> None:
     prepare = path("prepare_query")
-    shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
+    copy_module(catalogue.images, prepare)
     _copy_package(prepare / "served_entities", catalogue.entities.__file__, catalogue.colour_words.__file__)
     for name in ("tokenizer.json", VOCABULARY_FILE):
         shutil.copyfile(bundle_folder / name, prepare / name)

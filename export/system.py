@@ -8,9 +8,11 @@ deviation from PyTorch float32 is the system's.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from repository.plans import TENSORRT, PlanRecord
 from repository.publish import publish, staging
 
 from .chain import Chain
-from .onnx_graphs import GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
+from .onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
@@ -64,6 +66,7 @@ class ServedSystem:
             own in its place. None: the graphs are the ensemble's steps.
         torch_models: its models that PyTorch serves, instead of a graph.
         precisions: what it can be served in, its default first; what the runtime can when empty.
+        single: the Python model that is all steps of the ensemble in one process. None: there is none.
     """
 
     ensembles: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -76,6 +79,7 @@ class ServedSystem:
     fused: str | None = None
     torch_models: Sequence[TorchModel] = ()
     precisions: Sequence[Precision] = ()
+    single: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,14 @@ class ExportTarget:
         precision: of the graphs that allow it; the runtime's default when None.
         generations: compute capabilities ("8.9") to build plans for without a GPU; empty: this machine's.
         version_compatible: plans that later TensorRT versions run as well.
+        single: all steps of the ensemble in one process, for one caller's latency on a CPU.
     """
 
     runtime: Runtime = Runtime.CPU
     precision: Precision | None = None
     generations: Sequence[str] = ()
     version_compatible: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,10 @@ def export_system(
         repository.configs.RepositoryError: the repository cannot take it.
     """
     target = target or ExportTarget()
+    if target.single and (target.runtime is not Runtime.CPU or system.single is None):
+        raise ExportError(
+            f"{', '.join(system.ensembles)}: no single form for {target.runtime.value}: export the ensemble"
+        )
     precision = choose_precision(target.runtime, target.precision, system.precisions)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
@@ -184,10 +194,15 @@ def export_system(
             (path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
         system.write_files(path)
+        if target.single:
+            progress(f"{system.single}: all steps in one process")
+            for config in ensembles:
+                as_one_step(config, str(system.single), staged)
         for name, requests in system.ensembles.items():
             readiness = json.dumps(requests, ensure_ascii=False, indent=2)
             (staged / name / READINESS_FILE).write_text(readiness, encoding="utf-8")
         about = {"target": target.runtime.value, "precision": precision.value, **system.release}
+        about["form"] = "single" if target.single else "ensemble"
         release = publish(repository, staged, dict.fromkeys(system.ensembles, about))
     return ExportReport(repository, release.number, report.parity, report.bytes, report.precision, report.kept)
 
@@ -309,6 +324,28 @@ def split_step(ensemble: str, system: ServedSystem) -> ModelConfig:
     return config
 
 
+def as_one_step(ensemble: ModelConfig, single: str, staged: Path) -> None:
+    """Puts one Python model in the place of all steps of a staged ensemble, with the files that they read.
+
+    A step's own model.py stands beside the model's as STEP.py.
+    """
+    names = step_names(ensemble)
+    first, last = ensemble.ensemble_scheduling.step[0], ensemble.ensemble_scheduling.step[-1]
+    copy_source(single, staged)
+    for name in names:
+        for file in (staged / name / "1").iterdir():
+            own = f"{name}.py" if file.name == "model.py" else file.name
+            file.rename(staged / single / "1" / own)
+        shutil.rmtree(staged / name)
+    whole = ModelConfig()
+    whole.CopyFrom(ensemble)
+    del whole.ensemble_scheduling.step[:]
+    step = whole.ensemble_scheduling.step.add(model_name=single, model_version=-1)
+    step.input_map.update(first.input_map)
+    step.output_map.update(last.output_map)
+    write_config(whole, staged / ensemble.name)
+
+
 def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool) -> None:
     """That the graphs in one file answer what they answered one after the other."""
     given = {output for graph in system.graphs for output in graph.outputs}
@@ -370,3 +407,13 @@ def _write_plan_config(model: str, folder: Path, records: Mapping[str, PlanRecor
     for name, record in records.items():
         config.cc_model_filenames[record.compute_capability] = name
     write_config(config, folder.parent)
+
+
+def copy_module(module: ModuleType, folder: Path) -> None:
+    """Puts a module of the project, a file or a package, into a folder of served files, under its own name."""
+    source = Path(module.__file__ or "")
+    if source.name == "__init__.py":
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source.parent, folder / source.parent.name, ignore=ignored)
+    else:
+        shutil.copyfile(source, folder / source.name)

@@ -81,12 +81,14 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """`count` different ports that nobody listens on at the moment."""
+    """`count` different ports that nobody listens on at the moment. Raises AddressError for another machine's host."""
     probes = [_tcp_socket(host) for _ in range(count)]
     try:
         for probe in probes:
             probe.bind((host, 0))
         return [probe.getsockname()[1] for probe in probes]
+    except OSError as error:
+        raise AddressError(f"cannot listen on {host}: {error.strerror}") from None
     finally:
         for probe in probes:
             probe.close()

@@ -28,6 +28,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 # In a checkout beside the project's own; an installed package has no folder to write to.
 CHECKOUT = (SERVING.parent / "pyproject.toml").is_file()
 DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server" if CHECKOUT else CACHE / "shelfwise" / "server"
+# Names the folder of a whole Triton, as NVIDIA's container has it, to be used instead of the one from pip.
+INSTALLED_VARIABLE = "SHELFWISE_TRITON"
 
 # numpy 1.26 has wheels up to Python 3.12, ONNX Runtime from 3.11 on; nvidia-pytriton has a stub for both.
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
@@ -63,7 +65,8 @@ class SharedMemoryTooSmall(ServerEnvironmentError):
 class ServerEnvironment:
     """An environment that can run Triton: where its parts are.
 
-    `library_path` is the LD_LIBRARY_PATH of the server process, and only of that one.
+    `library_path` is the LD_LIBRARY_PATH of the server process, and only of that one. `backends` is the folder of an
+    installed Triton's backends, which is run as it is, in the environment variables that it finds; None: from pip.
     """
 
     root: Path
@@ -72,10 +75,13 @@ class ServerEnvironment:
     python_backend: Path
     caches: Path
     library_path: str
+    backends: Path | None = None
 
     def process_environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """Environment variables of the server process: PATH decides which Python packages the stubs see."""
         variables = dict(os.environ if base is None else base)
+        if self.backends is not None:
+            return variables | {"PYTHONDONTWRITEBYTECODE": "1"}
         for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"):
             variables.pop(name, None)
         variables["PATH"] = os.pathsep.join([str(self.root / "bin"), variables.get("PATH", os.defpath)])
@@ -89,11 +95,15 @@ class ServerEnvironment:
 def server_environment(root: Path | None = None) -> ServerEnvironment:
     """The environment to run Triton in, built when it is missing and completed when it is out of date.
 
+    A Triton named by SHELFWISE_TRITON, as in the container, is taken as it is.
     `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project, or to the
     user's cache where the project is installed as a package.
     Raises EnvironmentBuildError, TritonMissing or LibpythonMissing.
     """
     if root is None:
+        installed = os.environ.get(INSTALLED_VARIABLE)
+        if installed:
+            return installed_triton(Path(installed))
         root = Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_ENVIRONMENT)
     root = root.absolute()
     if outdated(root):
@@ -102,6 +112,16 @@ def server_environment(root: Path | None = None) -> ServerEnvironment:
             if missing:
                 _build(root, missing)
     return locate(root)
+
+
+def installed_triton(folder: Path) -> ServerEnvironment:
+    """The parts of a whole Triton, "/opt/tritonserver" in NVIDIA's container. Raises TritonMissing."""
+    tritonserver, python = folder / "bin" / "tritonserver", folder / "backends" / "python"
+    stub = python / "triton_python_backend_stub"
+    for part in (tritonserver, stub):
+        if not part.is_file():
+            raise TritonMissing(f"{part} does not exist: {INSTALLED_VARIABLE}={folder} names no Triton")
+    return ServerEnvironment(folder, tritonserver, stub, python, folder / "caches", "", folder / "backends")
 
 
 def outdated(root: Path) -> list[str]:

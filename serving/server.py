@@ -263,7 +263,7 @@ class TritonServer:
         if not is_unquoted(str(repository)):
             (folder / "models").symlink_to(repository)
             repository = folder / "models"
-        backends = lay_out_backends(environment, folder / "backends")
+        backends = environment.backends or lay_out_backends(environment, folder / "backends")
         command = self._command(environment, repository, backends, lock.prefix)
         command.append(f"--id={name}")  # by which a roll-out finds the link
         if attempt > 1:  # what aborts a start is stubs that start side by side on a busy machine
@@ -284,7 +284,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={http_address}",
             f"--metrics-port={self.metrics_port}",
-            "--allow-gpu-metrics=false",  # it needs DCGM, which pip does not bring
+            f"--allow-gpu-metrics={str(environment.backends is not None).lower()}",  # DCGM, which pip does not bring
             "--strict-readiness=true",
             "--exit-on-error=true",
             f"--exit-timeout-secs={max(1, round(self.grace_seconds))}",

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import shelfwise
 from catalogue.columns import ColumnMapping
 from catalogue.feed import Feed, FeedError, open_feed, write_feed
 from catalogue.product import Product, split_of
@@ -243,15 +242,6 @@ def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, changed, reason, me
     assert [p.id for p in feed] == ["good", "last"]
     assert feed.summary.skipped == {reason: 1}
     assert (feed.summary.rows, feed.summary.products) == (3, 2)
-
-
-def test_the_command_line_says_how_many_rows_were_left_out_and_why(tmp_path, capsys):
-    rows = [GOOD, {**GOOD, "id": None}, GOOD, GOOD]
-    feed = Feed(parquet(tmp_path / "feed.parquet", rows), MAPPING, on_error="skip")
-    assert len(list(feed)) == 1
-    shelfwise._print_skipped(feed)
-    lines = [line.partition("feed.parquet: ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["2 rows left out: duplicate id", "1 rows left out: missing id"]
 
 
 @pytest.mark.parametrize("nothing", [None, "", "NaN", "nan", "NA", "None", " "])

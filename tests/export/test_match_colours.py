@@ -191,7 +191,8 @@ def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Pa
 def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Path, colour_repository: Path) -> None:
     root = Path(shelfwise.__file__).parent
     for model, name, source in (
-        ("prepare_colours", "images.py", "catalogue/images.py"),
+        ("prepare_colours", "images/__init__.py", "catalogue/images/__init__.py"),
+        ("prepare_colours", "images/raster.py", "catalogue/images/raster.py"),
         ("prepare_colours", "colour_labels.py", "catalogue/colour_labels.py"),
         ("assign_colours", "assignment.py", "models/assignment.py"),
     ):

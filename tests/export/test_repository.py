@@ -29,7 +29,7 @@ from training.categorize import CATEGORIZER
 def test_a_release_holds_what_its_models_read(categorize_bundle: Path, categorize_repository: Path) -> None:
     files = {str(path.relative_to(categorize_repository)) for path in categorize_repository.rglob("*")}
     assert {
-        "prepare_product/1/images.py",
+        "prepare_product/1/images/__init__.py",
         "prepare_product/1/model.py",
         "prepare_product/1/preprocessing.json",
         "prepare_product/1/tokenizer.json",

@@ -118,9 +118,9 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
 ) -> None:
     repository = copy_to_change(colour_repository, tmp_path / "repository")
     config = repository / "colour_matcher" / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 4 max_queue_delay_microseconds: 20000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     every = bundle.samples
     sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
     requests = [
@@ -180,6 +180,19 @@ def test_a_thousand_photos_are_refused_before_they_are_decoded(colour_server: Tr
     status, message = status_of(colour_server, [b"no image"] * 1000, [b"label"] * 1000)
     assert "INVALID_ARGUMENT" in status
     assert "1000 images and 1000 labels: at most 128 images and 256 labels" in message
+
+
+def test_products_that_are_too_much_together_are_refused_with_their_counts(colour_server: TritonServer) -> None:
+    tensors = []
+    for name, elements in (("images", 128), ("labels", 256)):
+        tensor = triton.InferInput(name, [32, elements], "BYTES")
+        tensor.set_data_from_numpy(np.full((32, elements), b"anything", np.object_))
+        tensors.append(tensor)
+    with triton.InferenceServerClient(colour_server.url) as client:
+        with pytest.raises(InferenceServerException, match="32 products x 128 images x 256 labels") as caught:
+            client.infer("match_colours", tensors, client_timeout=30)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "at most 32768 pairs are taken in one request" in str(caught.value.message())
 
 
 def test_labels_that_are_not_utf_8_are_refused_by_their_place(

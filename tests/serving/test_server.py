@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -38,6 +39,7 @@ from serving.environment import (
     TritonMissing,
     check_libpython,
     check_shared_memory,
+    lay_out_backends,
     locate,
     outdated,
     server_environment,
@@ -126,7 +128,7 @@ def test_missing_shared_memory_is_refused(tmp_path: Path) -> None:
     [
         ("", "not ''"),
         ("no such host", "not 'no such host'"),
-        ("255.255.255.255", "cannot listen on 255"),
+        ("255.255.255.255", "is not the address of one machine"),
         ("::2", "::2"),
     ],
 )
@@ -216,7 +218,7 @@ def test_metrics_are_served(server: TritonServer) -> None:
         lambda client: client.update_log_settings({"log_verbose_level": 1}),
         lambda client: client.register_system_shared_memory("region", "/shelfwise-anything", 64),
         lambda client: client.get_system_shared_memory_status(),
-        lambda client: client.register_cuda_shared_memory("region", b"handle", 0, 64),
+        lambda client: client.register_cuda_shared_memory("region", base64.b64encode(bytes(64)), 0, 64),
     ],
     ids=["load", "unload", "index", "trace", "log", "shared memory", "shared memory status", "CUDA shared memory"],
 )
@@ -358,6 +360,25 @@ def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: Trito
     with pytest.raises(readiness.NotReady, match=r"rest: .*not healthy"):
         server.wait_until_ready(10)
     assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
+
+
+def test_an_installed_triton_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the container has it, made of the parts from pip, which find their libraries in the environment."""
+    environment = server_environment()
+    folder = tmp_path / "tritonserver"
+    lay_out_backends(environment, folder / "backends")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "tritonserver").symlink_to(environment.tritonserver)
+    for name, value in environment.process_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHELFWISE_TRITON", str(folder))
+    repository = write_sleeper(tmp_path / "repository")
+    with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+        assert server.process is not None
+        assert psutil.Process(server.process.pid).cmdline()[0] == str(folder / "bin" / "tritonserver")
+    monkeypatch.setenv("SHELFWISE_TRITON", str(tmp_path))
+    with pytest.raises(TritonMissing, match="names no Triton"):
+        TritonServer(repository, grpc_port=0, metrics_port=0).start()
 
 
 def test_killed_process_of_a_model_that_was_loaded_later_is_noticed(
