@@ -1,7 +1,7 @@
 """A feed's photos through a bundle's image encoder into the index beside it: RUN/bundle makes RUN/index.
 
-Attributes to filter by are the feed's entities and its category. A large index is measured with titles of the feed, parsed
-as queries are: texts are what it will be asked.
+Attributes to filter by are the feed's entities and its category. A large index is measured with titles of the feed,
+parsed as queries are: texts are what it will be asked.
 """
 
 from __future__ import annotations
