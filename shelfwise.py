@@ -11,7 +11,7 @@
     shelfwise rollback                        back to the release before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
-    shelfwise categorize IMAGE --title …      ask a running server
+    shelfwise categorize IMAGE --title …      ask a running server (ask.py)
     shelfwise match-colours IMAGES… --labels …
 
 Imports are inside the commands: asking a server needs no torch, and --help answers at once.
@@ -20,9 +20,12 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from ask import CaOption, HeaderOption, UrlOption, fail, parse_headers
+from ask import app as ask_app
 
 if TYPE_CHECKING:
     import grpc
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Product understanding for a catalogue, trained and served.",
 )
@@ -39,25 +41,13 @@ labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of
 app.add_typer(labels_app, name="labels")
 repository_app = typer.Typer(no_args_is_help=True, help="Look at the releases; take one into service.")
 app.add_typer(repository_app, name="repository")
+app.add_typer(ask_app)
 
 REPOSITORY = Path("runs/repository")
 
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Folder of the releases.")
 ]
-CaOption = Annotated[
-    Path | None, typer.Option("--ca", envvar="SHELFWISE_CA", help="Certificate authority (PEM) of a server behind TLS.")
-]
-HeaderOption = Annotated[
-    list[str] | None, typer.Option("--header", help="KEY=VALUE sent with every call, for a gated server; repeatable.")
-]
-UrlOption = Annotated[str, typer.Option(envvar="SHELFWISE_URL", help="gRPC address of the server, host:port.")]
-
-
-def fail(error: Exception) -> NoReturn:
-    """Ends the program with an error's sentence instead of a traceback."""
-    typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(1)
 
 
 @app.command()
@@ -326,7 +316,7 @@ def repository_roll_out(
     from serving.roll_out import RollOutError, roll_out
 
     try:
-        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=_headers(header))
+        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=parse_headers(header))
     except (RollOutError, NotReady, ValueError, OSError) as error:
         fail(error)
     typer.echo(f"release {done.release} is served")
@@ -389,7 +379,7 @@ def serve(
             shared_memory=shared_memory,
             triton_options=triton_option or (),
             credentials=_credentials(ca),
-            headers=_headers(header),
+            headers=parse_headers(header),
         )
         status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
@@ -410,7 +400,9 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, model=model, credentials=_credentials(ca), headers=_headers(header))
+        names = check(
+            url, repository, timeout, model=model, credentials=_credentials(ca), headers=parse_headers(header)
+        )
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
@@ -433,7 +425,7 @@ def categorize(
 
     try:
         tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
             answer = client.categorize(image=image, title=title, k=k)
     except (ShelfwiseError, ValueError, OSError) as error:
         fail(error)
@@ -459,7 +451,7 @@ def match_colours(
     texts = [label.strip() for label in labels.split(",")]
     try:
         tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
+        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
             matches = client.match_colours(images, texts, one_to_one=one_to_one)
         if picture is not None:
             from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
@@ -517,16 +509,6 @@ def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:
     import grpc
 
     return grpc.ssl_channel_credentials(ca.read_bytes()) if ca else None
-
-
-def _headers(assignments: list[str] | None) -> dict[str, str] | None:
-    headers = {}
-    for assignment in assignments or []:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"--header wants KEY=VALUE, got {assignment!r}")
-        headers[key] = value
-    return headers or None
 
 
 if __name__ == "__main__":
