@@ -39,6 +39,7 @@ from repository.publish import publish, staging
 from repository.release import Release, current
 from training.retrieval import VOCABULARY_FILE, RetrievalBundle, RetrievalRecipe, RetrievalSettings
 from training.retrieval_examples import make_texts
+from training.retrieval_metrics import retrieval_report
 
 from .categorize import whole_products
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, trimmed
@@ -51,6 +52,7 @@ INDEX_FOLDER = "index"
 CALIBRATION_PRODUCTS = 256
 PARITY_PRODUCTS = 1000
 READINESS_REQUESTS = 3
+LOST_RECALL = 0.005
 
 
 class ServedText(nn.Module):
@@ -93,7 +95,30 @@ def retriever_system(
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path, snapshot if "search" in ensembles else None),
         release={"trained_on": bundle.config.training.get("feed"), "recipe": bundle.config.metrics.get("served")},
+        faults=lost_recall,
     )
+
+
+def lost_recall(
+    expected: Sequence[Mapping[str, Tensor]], served: Sequence[Mapping[str, Tensor]], most: float = LOST_RECALL
+) -> list[str]:
+    """Whether texts find their photos as often by the files' embeddings as by PyTorch's: a sentence where they do not.
+
+    Among all rows of the parity check together, each photo once for every text that belongs to it.
+    """
+    recalls = []
+    for batches in (expected, served):
+        images, texts = (
+            np.concatenate([batch[name].numpy() for batch in batches]) for name in ("image_embeds", "text_embeds")
+        )
+        photos = np.concatenate([batch["pixel_values"].numpy() for batch in batches]).reshape(len(images), -1)
+        _, first, which = np.unique(photos, axis=0, return_index=True, return_inverse=True)
+        report = retrieval_report(texts, images[first], [[photo] for photo in which.ravel()])
+        recalls.append(report.recall[10])
+    before, after = recalls
+    if after >= before - most:
+        return []
+    return [f"recall@10 of texts for photos falls from {before:.4f} to {after:.4f}, may fall by {most}"]
 
 
 def retriever_graphs(bundle: RetrievalBundle, *, trim: bool = True) -> list[GraphSpec]:

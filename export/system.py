@@ -23,7 +23,7 @@ from repository.configs import READINESS_FILE, copy_source, read_config, step_na
 from repository.plans import TENSORRT, PlanRecord
 from repository.publish import publish, staging
 
-from .chain import Chain
+from .chain import Chain, Values
 from .onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
@@ -67,6 +67,8 @@ class ServedSystem:
         torch_models: its models that PyTorch serves, instead of a graph.
         precisions: what it can be served in, its default first; what the runtime can when empty.
         single: the Python model that is all steps of the ensemble in one process. None: there is none.
+        faults: what is wrong with the files' answers beyond each output's limits, a sentence each, from the answers of
+            PyTorch float32 and of the files, batch by batch.
     """
 
     ensembles: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -80,6 +82,7 @@ class ServedSystem:
     torch_models: Sequence[TorchModel] = ()
     precisions: Sequence[Precision] = ()
     single: str | None = None
+    faults: Callable[[Sequence[Values], Sequence[Values]], Sequence[str]] = lambda expected, served: ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ def export_system(
                 file.runnable.unlink()
             report.parity[graph.name], report.kept[graph.name] = file.parity, summary["kept_in_float32"]
             report.precision[graph.name], report.bytes[graph.name] = own.value, summary["bytes"]
+        if faults := system.faults(chain.expected, chain.served):
+            raise ParityError("; ".join(faults))
         if fused:
             progress(f"{fused}: {' + '.join(exported)} as one graph")
             summaries = {fused: _fuse(path(fused) / "model.onnx", system, exported, chain)}

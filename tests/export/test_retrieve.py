@@ -18,7 +18,7 @@ from catalogue.feed import open_feed, write_feed
 from catalogue.images import decode_image
 from export.bundles import export_bundle
 from export.index_feed import index_feed
-from export.retrieve import encoder_of, publish_index, real_inputs
+from export.retrieve import encoder_of, lost_recall, publish_index, real_inputs
 from index.search import Searcher
 from index.snapshot import SnapshotError, open_snapshot
 from repository.configs import RepositoryError
@@ -74,6 +74,18 @@ def test_a_tower_nobody_asks_for_is_not_computed(retrieve_repository: Path, bund
     [path] = retrieve_repository.glob("query_encoder/*/model.onnx")
     outside = {node.op_type for node in onnx.load(path).graph.node}
     assert outside == {"Shape", "Cast", "ReduceMax", "If"}
+
+
+def test_embeddings_that_lose_recall_are_not_published(bundle: RetrievalBundle) -> None:
+    inputs = real_inputs(bundle, bundle.samples)
+    generator = torch.Generator().manual_seed(0)
+    rows = len(inputs["pixel_values"])
+    images = torch.nn.functional.normalize(torch.randn(rows // 2, 16, generator=generator), dim=1).repeat(2, 1)
+    right = inputs | {"image_embeds": images, "text_embeds": images}
+    assert lost_recall([right], [right]) == []
+    noisy = torch.nn.functional.normalize(images + 3 * torch.randn(rows, 16, generator=generator), dim=1)
+    [sentence] = lost_recall([right], [right | {"text_embeds": noisy}])
+    assert sentence.startswith("recall@10 of texts for photos falls from 1.0000 to 0.")
 
 
 def test_the_index_holds_what_pytorch_embeds(retrieve_bundle: Path, bundle: RetrievalBundle, sample_feed: Path) -> None:
