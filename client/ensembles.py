@@ -128,6 +128,7 @@ def embed_text() -> Call[Embedding]:
 
 def search(k: int, filters: Filters | None = None) -> Call[SearchResult]:
     """A text, an image, a product, entities → the k products nearest to them, among those that filters keep."""
+    names = ("product_id", "score", "photo", "image_score", "text_score", "matched_entities")
     wanted = [utf8(f"{name}={value}", "filter") for name, value in _filters(filters or {})] or [b""]
 
     def encode(item: Any) -> Row:
@@ -140,18 +141,19 @@ def search(k: int, filters: Filters | None = None) -> Call[SearchResult]:
         return [texts[0]], [encoded], [texts[1]], named, wanted, [int32(k)]
 
     def decode(row: Row, outputs: Values) -> SearchResult:
-        columns = [outputs[name] for name in ("product_id", "score", "photo", "image_score", "text_score")]
+        columns = (outputs[name] for name in names)
         return SearchResult(
             tuple(
-                FoundProduct(number.decode(), *figures, tuple(matched.decode().split(",")) if matched else ())
-                for number, *figures, matched in zip(*columns, outputs["matched_entities"], strict=True)
+                FoundProduct(
+                    number.decode(), score, photo, image, text, tuple(filter(None, matched.decode().split(",")))
+                )
+                for number, score, photo, image, text, matched in zip(*columns, strict=True)
                 if number
             )
         )
 
     _check_k(k)
-    inputs = {"query": 1, "image": 1, "like": 1, "entities": "E", "filters": "F", "k": 1}
-    names = ("product_id", "score", "photo", "image_score", "text_score", "matched_entities")
+    inputs: Inputs = {"query": 1, "image": 1, "like": 1, "entities": "E", "filters": "F", "k": 1}
     return Call("search", inputs, dict.fromkeys(names, ("hits",)), encode, decode, frozenset({"k"}))
 
 

@@ -113,7 +113,7 @@ def lost_recall(
         )
         photos = np.concatenate([batch["pixel_values"].numpy() for batch in batches]).reshape(len(images), -1)
         _, first, which = np.unique(photos, axis=0, return_index=True, return_inverse=True)
-        report = retrieval_report(texts, images[first], [[photo] for photo in which.ravel()])
+        report = retrieval_report(texts, images[first], [[int(photo)] for photo in which.ravel()])
         recalls.append(report.recall[10])
     before, after = recalls
     if after >= before - most:

@@ -51,7 +51,7 @@ class Variant:
     settings: RetrievalSettings
 
 
-VARIANTS = (
+VARIANTS: tuple[Variant, ...] = (
     Variant("from scratch", RetrievalSettings(from_scratch=True)),
     Variant("ImageNet", RetrievalSettings()),
 )
