@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException
 
@@ -16,7 +19,8 @@ from catalogue.feed import open_feed
 from catalogue.product import Product
 from export.retrieve import encoder_of, real_inputs
 from index.snapshot import Snapshot, open_snapshot
-from serving.server import TritonServer
+from serving.server import ServerError, TritonServer
+from tests.releases import copy_to_change
 from training.retrieval import RETRIEVER, RetrievalBundle
 
 
@@ -109,10 +113,6 @@ def ask_text(bundle: RetrievalBundle, title: str) -> np.ndarray:
 
 
 def _white() -> bytes:
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "white").save(file, "PNG")
     return file.getvalue()
@@ -214,3 +214,19 @@ def test_unknown_entities_count_as_absent(client: InferenceServerClient) -> None
     plain = ask(client, "embed_text", description=[["canvas shoe"]], entities=[[""] * 5])
     unknown = ask(client, "embed_text", description=[["canvas shoe"]], entities=[["No Such Brand", "", "", "", ""]])
     assert (plain.as_numpy("text_embeds") == unknown.as_numpy("text_embeds")).all()
+
+
+def test_triton_refuses_an_index_of_another_encoder_with_both_hashes(
+    retrieve_repository: Path, retrieve_bundle: Path, tmp_path: Path
+) -> None:
+    models = copy_to_change(retrieve_repository, tmp_path / "models")
+    [manifest] = models.glob("search_index/*/snapshot/manifest.json")
+    content = json.loads(manifest.read_text())
+    content["encoder"]["model"] = "ff"
+    manifest.write_text(json.dumps(content))
+    log = tmp_path / "triton.log"
+    with pytest.raises(ServerError):
+        with TritonServer(models, grpc_port=0, metrics_port=0, log_file=log):
+            pass
+    expected = encoder_of(retrieve_bundle).model
+    assert f"made by another encoder: its model is ff, that of the queries {expected}" in log.read_text()
