@@ -410,62 +410,6 @@ def ready(
         fail(error)
 
 
-@app.command()
-def categorize(
-    image: Annotated[Path | None, typer.Argument(help="Image file; may be left out when a title is given.")] = None,
-    title: Annotated[str | None, typer.Option(help="The product's title.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Categories to list.")] = 5,
-    url: UrlOption = "127.0.0.1:8001",
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
-    ca: CaOption = None,
-    header: HeaderOption = None,
-) -> None:
-    """Ask a running server for the category of a product."""
-    from client import TLS, ShelfwiseClient, ShelfwiseError
-
-    try:
-        tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
-            answer = client.categorize(image=image, title=title, k=k)
-    except (ShelfwiseError, ValueError, OSError) as error:
-        fail(error)
-    for category in answer.categories:
-        typer.echo(f"{category.probability:7.4f}  {category.label}")
-    typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
-
-
-@app.command("match-colours")
-def match_colours(
-    images: Annotated[list[Path], typer.Argument(help="Photos of one product.")],
-    labels: Annotated[str, typer.Option(help="Its colour labels, separated by commas, at least as many as photos.")],
-    one_to_one: Annotated[bool, typer.Option("--one-to-one", help="Give no label twice.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw photos and labels to this PNG.")] = None,
-    url: UrlOption = "127.0.0.1:8001",
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
-    ca: CaOption = None,
-    header: HeaderOption = None,
-) -> None:
-    """Ask a running server which colour label belongs to which photo."""
-    from client import TLS, ShelfwiseClient, ShelfwiseError
-
-    texts = [label.strip() for label in labels.split(",")]
-    try:
-        tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
-            matches = client.match_colours(images, texts, one_to_one=one_to_one)
-        if picture is not None:
-            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
-
-            photos = zip(images, matches, strict=True)
-            draw_colour_sheet(
-                [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture
-            )
-    except (ShelfwiseError, ValueError, OSError) as error:
-        fail(error)
-    for image, match in zip(images, matches, strict=True):
-        typer.echo(f"{match.probability:7.4f}  {match.label}  {image}")
-
-
 @labels_app.command("show")
 def labels_show(
     category: Annotated[str, typer.Argument(help="A category, by its full path or its last name.")],

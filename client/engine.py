@@ -93,6 +93,8 @@ class Engine:
         """The answers about rows of equal lengths, in one request; raises ShelfwiseError."""
         request = call.request(rows)
         request.id = os.urandom(16).hex()
+        # Triton heeds this where it forgets a cancelled call: what waits in a queue for longer is not computed.
+        request.parameters["timeout"].int64_param = max(1, int(1e6 * deadline.remaining()))
         if self.shared_memory is None:
             response = await self.send("ModelInfer", request, deadline)
         else:

@@ -62,14 +62,15 @@ _BY_STATUS: dict[str, type[ShelfwiseError]] = {
     "CANCELLED": RequestCancelled,
 }
 
-# Three answers of Triton mean something else than their status says. A restricted protocol is refused with UNAVAILABLE,
+# Four answers of Triton mean something else than their status says. A restricted protocol is refused with UNAVAILABLE,
 # which would be retried in vain until the deadline; a model between two loads, or already unloaded by a server that is
 # stopping, is NOT_FOUND, although the next attempt finds it; a Python model whose process was killed is INTERNAL until
-# it is started again.
+# it is started again; a request that waited for all of its time is UNAVAILABLE.
 _BY_TEXT: dict[str, type[ShelfwiseError]] = {
     "This protocol is restricted": AccessDenied,
     "has no available versions": ServerUnavailable,
     "is not healthy": ServerUnavailable,
+    "Request timeout expired": DeadlineExceeded,
 }
 
 

@@ -178,7 +178,8 @@ def _to_http(request: service_pb2.ModelInferRequest) -> tuple[int, bytes]:
         for tensor, content in zip(request.inputs, contents, strict=True)
     ]
     outputs = [{"name": tensor.name, "parameters": {"binary_data": True}} for tensor in request.outputs]
-    header = json.dumps({"id": request.id, "inputs": inputs, "outputs": outputs}).encode()
+    parameters = {"timeout": request.parameters["timeout"].int64_param}
+    header = json.dumps({"id": request.id, "parameters": parameters, "inputs": inputs, "outputs": outputs}).encode()
     return len(header), b"".join([header, *contents])
 
 

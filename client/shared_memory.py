@@ -137,6 +137,7 @@ def _carried(request: service_pb2.ModelInferRequest, region: _Region) -> service
     carried = service_pb2.ModelInferRequest(
         model_name=request.model_name, id=request.id, inputs=request.inputs, outputs=request.outputs
     )
+    carried.parameters["timeout"].CopyFrom(request.parameters["timeout"])
     at = 0
     for tensor, content in zip(carried.inputs, request.raw_input_contents, strict=True):
         region.memory[at : at + len(content)] = content

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2
 import client as shelfwise
 from client import Categorization, Category, InvalidInput, ServerError, ShelfwiseClient, ShelfwiseError
 from client.tensors import bytes_tensor, output
+from serving.server import TritonServer
 
 NOBODY = "127.0.0.1:1"
 
@@ -155,10 +157,10 @@ def test_threads_share_one_client_without_mixing_answers(client: ShelfwiseClient
     assert [result.categories[0].label for result in results] == [f"Title > {title}" for title in titles]
 
 
-def test_health_of_a_running_server(client: ShelfwiseClient) -> None:
+def test_health_of_a_running_server(client: ShelfwiseClient, scripted_server: TritonServer) -> None:
     assert client.is_ready()
     metadata = client.server_metadata()
-    assert metadata.name == "triton"
+    assert metadata.name == f"{socket.gethostname()}-{scripted_server.grpc_port}"
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata.version)
     assert metadata.model_versions == ("1",)
 

@@ -56,8 +56,9 @@ def test_model_that_is_not_served_is_not_found(scripted_server: TritonServer) ->
             client.server_metadata("match_colours")
         assert not client.is_ready("match_colours")
         assert client.is_ready()
-        metadata = client.server_metadata()
-    assert (metadata.name, metadata.model_versions) == ("triton", ("1",))
+        over_http = client.server_metadata()
+    with ShelfwiseClient(scripted_server.url) as client:
+        assert over_http == client.server_metadata()
 
 
 def test_stream_answers_in_order_and_bad_rows_cost_only_themselves(scripted_server: TritonServer) -> None:
