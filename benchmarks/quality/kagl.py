@@ -52,7 +52,13 @@ class Variant:
 
 
 VARIANTS: tuple[Variant, ...] = (
-    Variant("from scratch", RetrievalSettings(from_scratch=True)),
+    Variant(
+        "from scratch",
+        RetrievalSettings(
+            from_scratch=True,
+            finetune=TrainConfig(epochs=12, batch_size=512, learning_rate=1e-3, weight_decay=1e-4),
+        ),
+    ),
     Variant("ImageNet", RetrievalSettings()),
 )
 

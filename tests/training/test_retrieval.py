@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -164,6 +165,7 @@ def test_gradient_caching_is_the_plain_large_batch(recipe: RetrievalRecipe, tmp_
     examples, settings = recipe.examples, recipe.settings
     features = photo_features(recipe.model.image_encoder, examples)
     start = {name: tensor.clone() for name, tensor in recipe.model.state_dict().items()}
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     trained = []
     for chunk in (None, 24):
