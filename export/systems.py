@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "categorize": "export.categorize:CATEGORIZE",
     "match-colours": "export.match_colours:MATCH_COLOURS",
+    "retrieve": "export.retrieve:RETRIEVE",
 }
 """Where each system's value is, "module:NAME"."""
 
