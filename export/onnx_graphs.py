@@ -136,14 +136,17 @@ class ServedCategoryHead(nn.Module):
 
         Returns:
             category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl [B, 1] float32,
-            KL(soft label of the first category ‖ predicted distribution); class_probability [B, C] float32;
+            KL(soft label of the first category ‖ the distribution as it was trained), which finds more mistakes than
+            with the calibrated one: that is sharper than any soft label; class_probability [B, C] float32;
             sure_from [B, 1] float32, the probability from which an answer to such a question needs no person.
         """
-        logits = self.head.class_logits(self.head(image_embeds, text_embeds, image_present, text_present))
-        log_probability = torch.log_softmax(logits.float(), dim=-1)
+        way = way_asked(image_present, text_present)
+        logits = self.head(image_embeds, text_embeds, image_present, text_present)
+        log_probability = self.head.log_probability(logits, way)
         top, category_id = log_probability.topk(self.top_k, dim=-1)
-        neighbour_kl = self.neighbour_divergence(log_probability, category_id[:, 0])
-        sure_from = self.head.sure_from[way_asked(image_present, text_present)].unsqueeze(1)
+        as_trained = torch.log_softmax(self.head.class_logits(logits).float(), dim=-1)
+        neighbour_kl = self.neighbour_divergence(as_trained, category_id[:, 0])
+        sure_from = self.head.sure_from[way].unsqueeze(1)
         return category_id.to(torch.int32), top.exp(), neighbour_kl, log_probability.exp(), sure_from
 
 

@@ -78,7 +78,7 @@ class CategoryHead(nn.Module):
         )
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor) -> Tensor:
-        """Logits of each row, calibrated once a temperature is fitted.
+        """Logits of each row, as they were trained: `log_probability` calibrates.
 
         Args:
             image_embeds, text_embeds: [B, D] float32, unit length; what stands in an absent row does not matter.
@@ -90,7 +90,7 @@ class CategoryHead(nn.Module):
         image_token = torch.where(image_present, self.image_projection(image_embeds), self.absent_image)
         text_token = torch.where(text_present, self.text_projection(text_embeds), self.absent_text)
         tokens = self.fusion(torch.stack([image_token, text_token], dim=1))
-        return self.mlp(tokens.flatten(1)) / self.temperature[way_asked(image_present, text_present)].unsqueeze(1)
+        return self.mlp(tokens.flatten(1))
 
     def class_logits(self, logits: Tensor) -> Tensor:
         """Logits of the classes [B, C] from those that `forward` gives.
@@ -99,6 +99,15 @@ class CategoryHead(nn.Module):
         under independent features: Σ_f log σ(±z_f), + where the code has a 1.
         """
         return logits if self.codes is None else logits.float() @ self.codes.T
+
+    def log_probability(self, logits: Tensor, way: Tensor | int) -> Tensor:
+        """Calibrated log-probabilities of the classes [B, C].
+
+        Args:
+            logits: what `forward` gives.
+            way: [B] int64, by `way_asked`, or the `way_number` of all rows.
+        """
+        return torch.log_softmax(self.class_logits(logits).float() / self.temperature[way].reshape(-1, 1), dim=-1)
 
 
 def way_number(way: str) -> int:

@@ -140,9 +140,8 @@ def calibrate_head(head: CategoryHead, validation: Embeddings, precision: float)
     head.sure_from.fill_(NEVER)
     for way, logits, labels in logits_by_way(head, validation):
         number = way_number(way)
-        class_logits = head.class_logits(logits).float()
-        head.temperature[number] = fit_temperature(class_logits, labels)
-        probability, classes = torch.softmax(class_logits / head.temperature[number], dim=1).max(1)
+        head.temperature[number] = fit_temperature(head.class_logits(logits), labels)
+        probability, classes = head.log_probability(logits, number).exp().max(1)
         found = threshold(probability.cpu().numpy(), (classes == labels).cpu().numpy(), precision)
         head.sure_from[number] = NEVER if found is None else found
 
@@ -161,11 +160,11 @@ def answer_reports(
     reports = {}
     for way, logits, labels in logits_by_way(head, embeddings, among):
         number = way_number(way)
-        log_probability = torch.log_softmax(head.class_logits(logits).float(), dim=1).cpu()
-        top, classes = log_probability.max(1)
+        top, classes = head.log_probability(logits, number).cpu().max(1)
+        as_trained = torch.log_softmax(head.class_logits(logits).float().cpu(), dim=1)
         reports[way] = answer_report(
             top.exp().numpy(),
-            divergence(log_probability, classes)[:, 0].numpy(),
+            divergence(as_trained, classes)[:, 0].numpy(),
             (classes == labels.cpu()).numpy(),
             float(head.temperature[number]),
             float(head.sure_from[number]),

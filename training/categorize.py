@@ -106,7 +106,7 @@ class CategorizeSettings(Settings):
     precision: float = Field(0.99, gt=0, lt=1, description="share of right answers among those that need no person")
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
     head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
-    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=1e-3)
+    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=5e-4)
     imagenet: TrainConfig = Field(
         TrainConfig(epochs=3, batch_size=64, learning_rate=1e-3),
         description="of the image encoder from ImageNet, in place of the three stages; no epochs: those after all",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.categorizer import Categorizer
-from models.category_head import WAYS, CategoryHead
+from models.category_head import WAYS, CategoryHead, way_number
 from models.encoders import ImageEncoder
 from models.two_towers import TwoTowers
 
@@ -93,7 +93,7 @@ class CategoryEvaluator:
         reports = {}
         for way, logits, labels in logits_by_way(head, embeddings, among):
             metrics = self.new_metrics()
-            metrics.update(head.class_logits(logits).float().cpu(), labels.cpu())
+            metrics.update(head.log_probability(logits, way_number(way)).cpu(), labels.cpu())
             reports[way] = metrics.report()
         return reports
 

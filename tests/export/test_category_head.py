@@ -26,6 +26,7 @@ def served() -> ServedCategoryHead:
     head = CategoryHead(CategoryHeadConfig(embed_dim=WIDTH, num_classes=CLASSES, hidden_dim=16)).eval()
     with torch.no_grad():
         head.mlp[-1].weight *= 8
+        head.temperature.copy_(torch.tensor(TEMPERATURES))
         head.sure_from.copy_(torch.tensor(SURE_FROM))
     vectors = F.normalize(torch.rand(CLASSES, 3), dim=1)
     similarities = vectors @ vectors.T
@@ -51,8 +52,6 @@ def inputs() -> dict[str, torch.Tensor]:
 def answers(
     served: ServedCategoryHead, inputs: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        served.head.temperature.copy_(torch.tensor(TEMPERATURES))
     path: Path = tmp_path_factory.mktemp("graph") / "head.onnx"
     outputs = ["category_id", "probability", "neighbour_kl", "class_probability", "sure_from"]
     export_onnx(GraphSpec("category_head", served, inputs, outputs), path)
@@ -64,9 +63,7 @@ def answers(
 def honest(served: ServedCategoryHead, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """Probabilities [B, C] written out in float64: each row's logits by the temperature of its way."""
     with torch.no_grad():
-        served.head.temperature.fill_(1)
         logits = served.head(*inputs.values()).double().numpy()
-        served.head.temperature.copy_(torch.tensor(TEMPERATURES))
     return softmax(logits / np.array([[TEMPERATURES[row % 3]] for row in range(ROWS)]), axis=1)
 
 
@@ -78,6 +75,20 @@ def test_probabilities_are_those_of_pytorch_at_the_temperature_of_the_way(
     ranked = -np.sort(-expected, axis=1)[:, :4]
     np.testing.assert_allclose(answers["probability"], ranked, atol=1e-5)
     np.testing.assert_array_equal(answers["category_id"][:, 0], expected.argmax(1))
+
+
+def test_divergence_is_from_the_distribution_as_it_was_trained(
+    served: ServedCategoryHead, inputs: dict[str, torch.Tensor], answers: dict[str, np.ndarray]
+) -> None:
+    with torch.no_grad():
+        trained = softmax(served.head(*inputs.values()).double().numpy(), axis=1)
+    table = served.neighbour_divergence
+    expected = []
+    for row in range(ROWS):
+        first = int(answers["category_id"][row, 0])
+        soft, near = table.weights[first].double().numpy(), trained[row, table.ids[first].numpy()]
+        expected.append(float((soft * np.log(soft / near)).sum()))
+    np.testing.assert_allclose(answers["neighbour_kl"][:, 0], expected, atol=1e-5)
 
 
 def test_every_way_says_from_where_it_is_sure(answers: dict[str, np.ndarray]) -> None:
