@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "categorize": "export.categorize:CATEGORIZE",
     "match-colours": "export.match_colours:MATCH_COLOURS",
+    "match-text-image": "export.match_text_image:MATCH_TEXT_IMAGE",
 }
 """Where each system's value is, "module:NAME"."""
 
