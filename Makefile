@@ -10,7 +10,7 @@ RUNS    ?= runs
 FEED    := $(if $(DATA),$(DATA),$(RUNS)/sample.parquet)
 NAME    := $(basename $(notdir $(FEED)))
 
-.PHONY: install demo test lint typecheck rivals clean $(addprefix demo-,$(SYSTEMS))
+.PHONY: install demo test fuzz packages lint typecheck rivals clean $(addprefix demo-,$(SYSTEMS))
 
 # Two environments, as in production: the project's own, and the server's (serving/requirements.txt).
 install: .venv/.installed .venv-server/.installed
@@ -56,6 +56,15 @@ $(RUNS)/sample.parquet: | install
 # together, in the order of tests/conftest.py.
 test: install lint typecheck
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Longer than in `make test`: EFFORT times as many examples.
+EFFORT ?= 20
+fuzz: install
+	OMP_NUM_THREADS=1 SHELFWISE_FUZZ=$(EFFORT) $(BIN)/python -m pytest tests/fuzz --timeout 0 --numprocesses 2
+
+# The wheels, each in a clean environment; needs a package index.
+packages: install
+	$(BIN)/python -m pytest -m packages
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,10 +3,11 @@
     shelfwise sample PATH                     draw a catalogue to try everything on
     shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
-    shelfwise export BUNDLE                   bundle -> model repository (parity gate, versions)
-    shelfwise repository check                do configurations and files fit, can the plans run here
-    shelfwise repository roll-out             a running server takes the newest version without a failed request
-    shelfwise rollback                        back to the version before
+    shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
+    shelfwise repository list                 the releases, and which one the next start serves
+    shelfwise repository check                are the files those that were published, can the plans run here
+    shelfwise repository roll-out             a running server takes a release without a failed request
+    shelfwise rollback                        back to the release before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
     shelfwise categorize IMAGE --title …      ask a running server
@@ -18,7 +19,7 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -35,13 +36,13 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of a bundle.")
 app.add_typer(labels_app, name="labels")
-repository_app = typer.Typer(no_args_is_help=True, help="Check a model repository; take a new version into service.")
+repository_app = typer.Typer(no_args_is_help=True, help="Look at the releases; take one into service.")
 app.add_typer(repository_app, name="repository")
 
-REPOSITORY = Path(__file__).resolve().parent / "model_repository"
+REPOSITORY = Path("runs/repository")
 
 RepositoryOption = Annotated[
-    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Model repository in Triton's layout.")
+    Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Folder of the releases.")
 ]
 CaOption = Annotated[
     Path | None, typer.Option("--ca", envvar="SHELFWISE_CA", help="Certificate authority (PEM) of a server behind TLS.")
@@ -90,11 +91,14 @@ def sample_colours(
 def train(
     context: typer.Context,
     system: Annotated[str, typer.Argument(help="Which system; `shelfwise settings` lists them.")],
-    feed: Annotated[Path, typer.Argument(help="Product feed.")],
+    feed: Annotated[Path, typer.Argument(help="Product feed: a file, or a folder of part files.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, TensorBoard, bundle. Reuse it to resume.")],
     preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+    merge_case: Annotated[
+        bool, typer.Option("--merge-case", help="Categories that differ in case alone are one.")
+    ] = False,
     settings: Annotated[Path | None, typer.Option(help="JSON file with settings of the recipe.")] = None,
     store: Annotated[
         Path | None,
@@ -117,14 +121,12 @@ def train(
         given = chosen.settings.model_validate_json(settings.read_text() if settings else "{}")
         recipe = given.overridden(read_flags(context.args))
         accelerator = make_accelerator()
-        products = _open(feed, preset, column, on_error)
+        products = _open(feed, preset, column, on_error, merge_case=merge_case)
         bundle = train_recipe(chosen.recipe, products, recipe, run, accelerator, stores=store)
         if accelerator.is_main_process:
             chosen.recipe.kind.save(run / "bundle", bundle)
-            for reason, rows in products.summary.skipped.most_common():
-                typer.echo(f"{feed}: {rows} rows left out: {reason}", err=True)
             for note in bundle.config.training["notes"]:
-                typer.echo(f"note: {note}", err=True)
+                typer.echo(f"{feed}: {note}", err=True)
             for line in chosen.report(bundle.config.metrics):
                 typer.echo(line)
             typer.echo(f"{run / 'bundle'} written")
@@ -167,6 +169,10 @@ def export(
     gpu: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build TensorRT-RTX plans for, e.g. 8.9; repeatable.")
     ] = None,
+    form: Annotated[
+        Literal["ensemble", "single"],
+        typer.Option(help="Steps that Triton batches each, or all of them in one process, for one caller's latency."),
+    ] = "ensemble",
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT plans that later versions of TensorRT run as well.")
     ] = False,
@@ -175,22 +181,25 @@ def export(
         typer.Option(help="Feed whose products calibrate int8 and fp8, and are compared; else the bundle's few."),
     ] = None,
 ) -> None:
-    """Export a bundle as the next version in a model repository, if it answers as PyTorch does."""
+    """Export a bundle as part of a repository's next release, if it answers as PyTorch does."""
     from export.bundles import export_bundle
     from export.onnx_graphs import ExportError
     from export.parity import ParityError
     from export.precision import Precision, Runtime
-    from export.repository import RepositoryError
     from export.system import ExportTarget
     from training.bundle import BundleError
 
     try:
         wanted = ExportTarget(
-            Runtime(target), Precision(precision) if precision else None, tuple(gpu or ()), version_compatible
+            Runtime(target),
+            Precision(precision) if precision else None,
+            tuple(gpu or ()),
+            version_compatible,
+            single=form == "single",
         )
         calibration = _open(feed, None, None, "skip") if feed else None
         report = export_bundle(bundle, repository, target=wanted, feed=calibration, progress=typer.echo)
-    except (BundleError, ExportError, ParityError, RepositoryError, ValueError, OSError) as error:
+    except (BundleError, ExportError, ParityError, ValueError, OSError) as error:
         fail(error)
     for model, outputs in report.parity.items():
         for output in outputs:
@@ -204,21 +213,38 @@ def export(
             )
         if report.kept[model]:
             typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
-    typer.echo(f"{report.repository}: version {report.version} published")
+    typer.echo(f"{report.repository}: release {report.release} published")
 
 
 @app.command()
 def rollback(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble to take back by one version.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release; the one before the current one.")] = None,
 ) -> None:
-    """Remove the newest version of an ensemble, so that the one before it is served."""
-    from export.repository import RepositoryError
-    from export.repository import rollback as roll_back
+    """Have the next start serve an earlier release; nothing is removed. A running server: repository roll-out."""
+    from repository.publish import rollback as roll_back
 
     try:
-        typer.echo(f"{ensemble} is back at version {roll_back(repository, ensemble)}; restart the server to serve it")
-    except RepositoryError as error:
+        typer.echo(f"release {roll_back(repository, version).number} is current; restart the server to serve it")
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+@repository_app.command("list")
+def repository_list(repository: RepositoryOption = REPOSITORY) -> None:
+    """Print the releases, oldest first, with the version of each ensemble; the current one has a star."""
+    from repository.release import Release, current, release_numbers
+
+    try:
+        served = current(repository)
+        for number in release_numbers(repository):
+            release = Release.load(repository / str(number))
+            star = "*" if release.folder.resolve() == served else " "
+            typer.echo(f"{star} {number}  {release.published}")
+            for name, about in sorted(release.ensembles.items()):
+                facts = "  ".join(f"{key} {about[key]}" for key in ("target", "precision", "bundle") if key in about)
+                typer.echo(f"    {name} {release.version(name)}  {facts}")
+    except (ValueError, OSError) as error:
         fail(error)
 
 
@@ -227,11 +253,10 @@ def repository_check(
     repository: RepositoryOption = REPOSITORY,
     triton: Annotated[bool, typer.Option("--triton", help="Also start Triton on it and ask every ensemble.")] = False,
 ) -> None:
-    """Check every model's configuration against its files: what Triton would refuse, and what it would not notice."""
+    """Check the current release: are its files those that were published, and do they fit their configurations?"""
     import os
 
-    from export.check import check_repository
-    from export.repository import RepositoryError
+    from repository.check import check_repository
     from serving.environment import ServerEnvironmentError
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
@@ -241,45 +266,59 @@ def repository_check(
         typer.echo(f"{repository}: {', '.join(models)} fit their files")
         if triton:
             log = Path(os.devnull)  # a failure carries what Triton says about it
-            with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log):
+            with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log):
                 typer.echo("Triton loads them, and every ensemble answers")
-    except (RepositoryError, ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
+    except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
 
 
 @repository_app.command("roll-out")
 def repository_roll_out(
-    ensemble: Annotated[str, typer.Argument(help="Which ensemble's newest version to serve.")] = "categorize",
     repository: RepositoryOption = REPOSITORY,
+    version: Annotated[int | None, typer.Option(help="Which release, earlier or later; the current one.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a model may take to load.")] = 120.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Have a running server (serve --model-control) take the newest version: load, ask, switch, unload the old one."""
+    """Have a running server (serve --model-control) take a release: load, ask, switch, unload the old one."""
     from serving.readiness import NotReady
     from serving.roll_out import RollOutError, roll_out
 
     try:
-        versions = roll_out(url, repository, ensemble, timeout, credentials=_credentials(ca), headers=_headers(header))
+        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=_headers(header))
     except (RollOutError, NotReady, ValueError, OSError) as error:
         fail(error)
-    typer.echo(f"{ensemble}: {versions.new} serves, {versions.old} is unloaded")
+    typer.echo(f"release {done.release} is served")
+    for name, (old, new) in sorted(done.changed.items()):
+        typer.echo(f"  {name}: version {new} after {old}" if old else f"  {name}: version {new}, new")
 
 
 @app.command()
 def serve(
     repository: RepositoryOption = REPOSITORY,
     host: Annotated[str, typer.Option(envvar="SHELFWISE_HOST", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="SHELFWISE_GRPC_PORT", help="0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(envvar="SHELFWISE_METRICS_PORT", help="0 picks a free one.")] = 8002,
+    http: Annotated[
+        bool,
+        typer.Option("--http", envvar="SHELFWISE_HTTP", help="Listen for HTTP as well, for trusted callers."),
+    ] = False,
+    http_port: Annotated[int, typer.Option(envvar="SHELFWISE_HTTP_PORT", help="With --http; 0 picks one.")] = 8000,
     log_file: Annotated[
         Path | None, typer.Option(envvar="SHELFWISE_LOG_FILE", help="Triton's log; else stderr.")
     ] = None,
     grace: Annotated[float, typer.Option(envvar="SHELFWISE_GRACE", help="Seconds a stop waits for requests.")] = 30.0,
+    lame_duck: Annotated[
+        float,
+        typer.Option(min=0, envvar="SHELFWISE_LAME_DUCK", help="Seconds to answer on, readiness red, before a stop."),
+    ] = 0.0,
     model_control: Annotated[
         bool, typer.Option("--model-control", envvar="SHELFWISE_MODEL_CONTROL", help="Allow loading models remotely.")
+    ] = False,
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory", envvar="SHELFWISE_SHARED_MEMORY", help="Let callers register shared memory."),
     ] = False,
     triton_option: Annotated[
         list[str] | None,
@@ -288,28 +327,31 @@ def serve(
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
-    """Serve a model repository with Triton until SIGTERM or Ctrl-C.
+    """Serve a model repository with Triton until SIGTERM, Ctrl-C or the end of the terminal; restart what dies.
 
     With TLS or gated protocols among the Triton options, --ca and --header are what the readiness check needs.
     """
     from serving.environment import ServerEnvironmentError
+    from serving.foreground import serve as run_server
     from serving.readiness import NotReady
     from serving.server import ServerError, TritonServer
-    from serving.server import serve as run_server
 
-    server = TritonServer(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_file=log_file,
-        grace_seconds=grace,
-        model_control=model_control,
-        triton_options=triton_option or (),
-    )
     try:
-        status = run_server(server, credentials=_credentials(ca), headers=_headers(header))
+        server = TritonServer(
+            repository,
+            host=host,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            http_port=http_port if http else None,
+            log_file=log_file,
+            grace_seconds=grace,
+            model_control=model_control,
+            shared_memory=shared_memory,
+            triton_options=triton_option or (),
+            credentials=_credentials(ca),
+            headers=_headers(header),
+        )
+        status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
         fail(error)
     raise typer.Exit(status)
@@ -317,9 +359,10 @@ def serve(
 
 @app.command()
 def ready(
+    model: Annotated[str | None, typer.Argument(help="One ensemble, or a step of some; by default all.")] = None,
     url: UrlOption = "127.0.0.1:8001",
     repository: RepositoryOption = REPOSITORY,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the whole check.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for the whole check.")] = 10.0,
     ca: CaOption = None,
     header: HeaderOption = None,
 ) -> None:
@@ -327,7 +370,7 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, credentials=_credentials(ca), headers=_headers(header))
+        names = check(url, repository, timeout, model=model, credentials=_credentials(ca), headers=_headers(header))
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
@@ -371,7 +414,6 @@ def match_colours(
     header: HeaderOption = None,
 ) -> None:
     """Ask a running server which colour label belongs to which photo."""
-    from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
     from client import TLS, ShelfwiseClient, ShelfwiseError
 
     texts = [label.strip() for label in labels.split(",")]
@@ -380,6 +422,8 @@ def match_colours(
         with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
             matches = client.match_colours(images, texts, one_to_one=one_to_one)
         if picture is not None:
+            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
+
             photos = zip(images, matches, strict=True)
             draw_colour_sheet(
                 [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture
@@ -412,7 +456,9 @@ def labels_show(
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
-def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str) -> Feed:
+def _open(
+    path: Path, preset: str | None, columns: list[str] | None, on_error: str, *, merge_case: bool = False
+) -> Feed:
     from catalogue.feed import detect_preset, open_feed
 
     overrides: dict[str, Any] = {}
@@ -424,7 +470,7 @@ def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: s
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
-    return open_feed(path, chosen, on_error, **overrides)  # type: ignore[arg-type]
+    return open_feed(path, chosen, on_error, merge_case=merge_case, **overrides)  # type: ignore[arg-type]
 
 
 def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:

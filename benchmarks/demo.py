@@ -48,7 +48,7 @@ def main() -> None:
     feed = open_feed(arguments.feed, detect_preset(arguments.feed))
     log = arguments.output / f"triton-{system.name}.log"
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
-    with TritonServer(arguments.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    with TritonServer(arguments.repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         with ShelfwiseClient(server.url, timeout=30.0) as client:
             metadata = client.server_metadata()
             print(f"{metadata.name} {metadata.version} is ready on {server.url}\n", flush=True)

@@ -3,9 +3,10 @@
 Feeds list every colour as a product of its own. Two whose titles differ in the colour word alone are one product in two
 colours; a group is such a product, its photos are to be matched with its colours. Few titles agree so well, so harder
 groups are drawn within a category from products of any title, and extra labels that no photo shows are added.
-Splits: `split_of(group)`, where the group of a product is its title without its colour, lower case, single spaces
-(its id when it has no title). A product follows its group whether or not its title names the colour, and whatever split
-the feed gives it, so a held-out title is never seen in another colour.
+The group of a product is its title without its colour, lower case, single spaces (its id when it has no title). Its
+split, whatever the feed says, is `split_of` of its design: the group without words for colours, since one title is
+labelled Grey and Charcoal, or either of "Black & Purple". So a held-out title is never seen in another colour or under
+another label (but for a title that names two colours whose words `catalogue/colour_words.py` does not have).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from catalogue.colour_words import colour_name
+from catalogue.colour_words import COLOUR_WORDS, colour_name
 from catalogue.images import is_readable
 from catalogue.product import Product, Split, split_of
 
@@ -36,7 +37,7 @@ class ColourVariant:
         label: the feed's own word for it.
         named: whether the title names the colour; only then does the group say that it is the same design.
         category: as in `Product`.
-        split: of the group.
+        split: of the design.
     """
 
     group: str
@@ -109,13 +110,20 @@ def variant_of(product_id: str, title: str, category: tuple[str, ...], label: st
     """What a product with a photo and the colour `label` is a variant of."""
     rest, named = _colour_pattern(label).subn(" ", title)
     group = " ".join(rest.split()).lower() or product_id
-    return ColourVariant(group, colour_name(label), label, named > 0, category, split_of(group))
+    design = " ".join(_ANY_COLOUR.sub(" ", group).split())
+    return ColourVariant(group, colour_name(label), label, named > 0, category, split_of(design))
 
 
 @lru_cache(maxsize=4096)
 def _colour_pattern(label: str) -> re.Pattern[str]:
     # Not within a Latin word ("Red" in "Layered"); Chinese writes no spaces, so there any place will do.
     return re.compile(rf"(?<![A-Za-z]){re.escape(label)}(?![A-Za-z])", re.IGNORECASE)
+
+
+# Of names that begin alike the longest: "Navy Blue" before "Navy".
+_ANY_COLOUR = re.compile(
+    "|".join(_colour_pattern(name).pattern for name in sorted(COLOUR_WORDS, key=len, reverse=True)), re.IGNORECASE
+)
 
 
 class ColourGroups:

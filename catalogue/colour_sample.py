@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from catalogue.colour_words import CHINESE
-from catalogue.drawings import Colour
 from catalogue.feed import FeedSummary, write_feed
+from catalogue.pen import Colour
 from catalogue.product import Product
 from catalogue.sample import ACCENTS, COLOURS, TAXONOMY, Camera, shifted
 

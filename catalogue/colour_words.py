@@ -1,8 +1,8 @@
 """Colours by name, in English and in Chinese: what sellers call them.
 
 The English names are those of public fashion feeds. Used to give products labels in either language (training noise,
-the generated product set) and to know 黑色 and Black in a feed for one colour; nothing looks here when a label is
-matched, free text is the model's own business.
+the generated product set), to know 黑色 and Black in a feed for one colour, and to tell a design from its colours;
+nothing looks here when a label is matched, free text is the model's own business.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ ENGLISH: Mapping[str, tuple[str, ...]] = {
     "Turquoise Blue": ("Turquoise",),
 }
 """Other English wordings of a colour, where there are any."""
+
+
+COLOUR_WORDS = frozenset(
+    {*CHINESE, *(word for table in (CHINESE, ENGLISH) for words in table.values() for word in words)}
+)
+"""Every word for a colour, in either language."""
 
 
 def colour_name(word: str) -> str:

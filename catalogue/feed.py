@@ -1,18 +1,22 @@
-"""Product feeds: Parquet, or CSV with a folder of images, read as a stream of `Product` and written as Parquet.
+"""Product feeds: Parquet, or text with a folder of images, read as a stream of `Product` and written as Parquet.
 
-A feed is iterated as often as wanted; each pass reads the file anew, in memory that does not grow with it. What is
-wrong with a row is either an error that names file and row, or counted by its reason (`on_error`).
+A feed is iterated as often as wanted; each pass reads the files anew, in memory that does not grow with them. What is
+wrong with a row is either an error that names file and row, or counted by its reason (`on_error`); what no mapping
+names is not looked at.
 Own schema: id, images (list of encoded images), title, category ("A > B > C"), split, and a column an entity group.
 Writing is atomic: aside, fsync, rename, so that a killed write leaves the old feed as it was.
 """
 
 from __future__ import annotations
 
-import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from functools import cached_property
+from hashlib import blake2b, sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -21,20 +25,23 @@ import pyarrow.parquet as pq
 
 from catalogue.atomic import atomic_file
 from catalogue.brands import BrandVocabulary
+from catalogue.cells import NULL_WORDS, is_nothing, text_of
+from catalogue.class_report import ClassReport, frequent_spellings
 from catalogue.columns import OWN_SCHEMA, PRESETS, ColumnMapping
-from catalogue.images import MAX_BYTES
-from catalogue.product import ENTITY_GROUPS, SPLITS, Product, Split, join_path, parse_path, split_of
-from catalogue.tables import FeedError, RowFault, open_table
+from catalogue.image_files import ImageFolder
+from catalogue.product import ENTITY_GROUPS, SPLITS, Product, Split, join_path, normal_label, parse_path, split_of
+from catalogue.tables import FeedError, Row, RowFault, open_tables
 from catalogue.taxonomy import most_frequent_paths
 
 __all__ = ["SCHEMA", "Feed", "FeedError", "FeedSummary", "detect_preset", "open_feed", "write_feed"]
 
-NULL_WORDS = frozenset({"", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null", "None"})
-"""Texts that mean "nothing here" in exported tables."""
-
 SPLIT_WORDS: Mapping[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 PATHS_SEPARATOR = "|"
+
+AROUND_IDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
+
+IMAGE_NAME = re.compile(rb"[^\x00-\x1f<>]{1,1000}\.[A-Za-z]{3,4}")
 
 SCHEMA = pa.schema(
     [
@@ -57,7 +64,7 @@ class FeedSummary:
     """What one pass over a feed met.
 
     Attributes:
-        rows: rows read.
+        rows: rows read; those that a quote swallowed are counted.
         products: products given out (or written).
         skipped: rows left out for a fault, by reason. Rows of splits that were not asked for are in none of these.
     """
@@ -71,23 +78,25 @@ class Feed:
     """The products of a feed, to be iterated any number of times.
 
     Args:
-        path: a .parquet or .csv file; image paths in it are relative to its folder.
+        path: a file, or a folder of part files, as `catalogue.tables.open_tables` takes them; image paths in it are
+            relative to its folder (to the folder of the parts).
         columns: which column holds what.
         on_error: "raise" stops at the first bad row, "skip" leaves bad rows out and counts them in `summary`.
         splits: give out the products of these splits only; rows of the others are checked for their id alone.
+        merge_case: categories that differ in upper and lower case alone are one, spelled as most of them are.
 
     Attributes:
         summary: counts of the last pass that came to its end.
 
     Raises:
-        FeedError: the file, or a column that the mapping names, is missing. While iterating, under "raise": a bad row;
-            always: a damaged file. Bad rows are those with no or a repeated id, an image path that leads out of the
-            feed's folder (by "..", an absolute path or a symbolic link) or to no file, an image file above 20 MiB, an
-            unknown split, a category that cannot be a path, text that is not UTF-8, or a wrong number of fields.
-            Titles, images, entities and categories may be missing.
+        FeedError: the file, or a column that the mapping names, is missing, or such a column is there twice. While
+            iterating, under "raise": a bad row; always: a damaged file. Bad rows are those with no or a repeated id,
+            an image path that leads out of the feed's folder (by "..", an absolute path or a symbolic link) or to no
+            file, an image file above 20 MiB, an unknown split, a category that cannot be a path, text that is not
+            UTF-8, or a wrong number of fields. Titles, images, entities and categories may be missing.
 
-    Repeated ids are found by 8-byte hashes of the ids; two different ids are mistaken for one with probability
-    n²/2**65 in a feed of n rows.
+    Ids have no white space around them; they are the same when they look the same (Unicode, NFC). Repeated ones are
+    found by 8-byte hashes; two different ids are mistaken for one with probability n²/2**65 in a feed of n rows.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class Feed:
         *,
         on_error: Literal["raise", "skip"] = "raise",
         splits: Collection[Split] | None = None,
+        merge_case: bool = False,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
@@ -107,20 +117,21 @@ class Feed:
         self.columns = columns
         self.on_error = on_error
         self.splits = None if splits is None else frozenset(splits)
+        self.merge_case = merge_case
         self.summary = FeedSummary()
-        self._folder = self.path.resolve().parent
-        self._table = open_table(self.path)
+        lookup = columns.lookup
+        self._tables = open_tables(self.path, but=lookup.file if lookup else None)
+        self._folder = self.path if self.path.is_dir() else self.path.parent
+        # The folder that holds the file itself, where the feed was reached through a link.
+        self._images_folder = ImageFolder(self.path.resolve() if self.path.is_dir() else self.path.resolve().parent)
+        self._check_columns()
         self._joined = self._read_lookup()
-        self._present = self._present_columns()
-        self._conventions: _Conventions | None = None
 
     def __iter__(self) -> Iterator[Product]:
-        if self._conventions is None:
-            self._conventions = self._learn_conventions()
         summary = FeedSummary()
         seen: set[int] = set()
-        for row in self._table.rows(self._columns_to_read(self.columns.columns)):
-            summary.rows += 1
+        for name, row in self._rows(self.columns.columns):
+            summary.rows += row.count
             try:
                 if row.fault is not None:
                     raise row.fault
@@ -131,11 +142,12 @@ class Feed:
                     raise RowFault("duplicate id", f"id {product_id!r} was seen before")
                 split = self._split(cells, product_id)
                 wanted = self.splits is None or split in self.splits
-                product = self._product(cells, product_id, split, self._conventions) if wanted else None
+                product = self._product(cells, product_id, split) if wanted else None
             except RowFault as fault:
                 if self.on_error == "raise":
-                    raise FeedError(f"{self.path}, row {row.number}: {fault}") from fault
-                summary.skipped[fault.reason] += 1
+                    line = "" if row.line is None else f" (line {row.line})"
+                    raise FeedError(f"{name}, row {row.number}: {fault}{line}") from fault
+                summary.skipped[fault.reason] += row.count
                 continue
             seen.add(key)
             if product is not None:
@@ -143,127 +155,189 @@ class Feed:
                 yield product
         self.summary = summary
 
+    def fingerprint(self) -> str:
+        """A hash that stays as long as a pass would give the same products: of files, image files, and the reading.
+
+        Files are known by name, size and time of change. Image files that the feed names are looked up one by one.
+        """
+        digest = sha256()
+        columns = replace(self.columns, optional=frozenset())
+        digest.update(repr((columns, sorted(self.columns.optional), self.on_error, self.merge_case)).encode())
+        digest.update(repr(sorted(self.splits or SPLITS)).encode())
+        files = [table.path for table in self._tables]
+        if self.columns.lookup is not None:
+            files.append(self._folder / self.columns.lookup.file)
+        for file in files:
+            status = file.stat()
+            digest.update(repr((str(file.resolve()), status.st_size, status.st_mtime_ns)).encode())
+        image = self.columns.image
+        if image is not None:
+            for table in self._tables:
+                if not table.names_files(image):
+                    continue
+                for row in table.rows([image]):
+                    try:
+                        names = [name for name in _images_in(row.cells.get(image), image) if isinstance(name, str)]
+                    except RowFault:
+                        continue
+                    digest.update(repr([(name, self._images_folder.state(name)) for name in names]).encode())
+        return digest.hexdigest()
+
+    def class_report(self) -> ClassReport:
+        """What a training on this feed should be told: how classes and splits are filled. One pass over the texts.
+
+        Rows with a fault in their texts are passed over; images are not looked at.
+        """
+        categories, splits = [], []
+        for _, row in self._rows(self.columns.text_columns):
+            try:
+                if row.fault is None:
+                    cells = self._join(row.cells)
+                    split = self._split(cells, self._id(cells))
+                    categories.append(self._category(cells))
+                    splits.append(split)
+            except RowFault:
+                continue
+        return ClassReport.of(categories, splits)
+
     # What is checked and read once a feed.
 
-    def fingerprint(self) -> str:
-        """What must be the same for what was made of a feed to be used again: its file, and how it is read."""
-        status = self.path.stat()
-        columns = repr(replace(self.columns, optional=frozenset())) + repr(sorted(self.columns.optional))
-        return repr((str(self.path.resolve()), status.st_size, status.st_mtime_ns, columns))
+    def _check_columns(self) -> None:
+        lookup = self.columns.lookup
+        joined = lookup.columns if lookup is not None else ()
+        own = [column for column in self.columns.columns if column not in joined]
+        if lookup is not None:
+            own.append(lookup.key)
+        for table in self._tables:
+            for column in own:
+                if table.columns.count(column) > 1:
+                    raise FeedError(f"{table.path} has column {column!r} twice")
+                if column not in table.columns and column not in self.columns.optional:
+                    raise FeedError(f"{table.path}: no column {column!r}; the file has {_listed(table.columns)}")
 
-    def _present_columns(self) -> frozenset[str]:
-        available = set(self._table.columns)
-        if self.columns.lookup is not None:
-            available |= set(self.columns.lookup.columns)
-        for column in self.columns.columns:
-            if column not in available and column not in self.columns.optional:
-                has = ", ".join(self._table.columns)
-                raise FeedError(f"{self.path}: no column {column!r}; the file has {has}")
-        return frozenset(available)
-
-    def _read_lookup(self) -> Mapping[object, Mapping[str, object]]:
+    def _read_lookup(self) -> Mapping[str | None, Mapping[str, object]]:
         lookup = self.columns.lookup
         if lookup is None:
             return {}
-        if lookup.key not in self._table.columns:
-            raise FeedError(f"{self.path}: no column {lookup.key!r}; the file has {', '.join(self._table.columns)}")
-        table = open_table(self.path.parent / lookup.file)
+        (table,) = open_tables(self._folder / lookup.file)
         for column in (lookup.key, *lookup.columns):
             if column not in table.columns:
-                raise FeedError(f"{table.path}: no column {column!r}; the file has {', '.join(table.columns)}")
+                raise FeedError(f"{table.path}: no column {column!r}; the file has {_listed(table.columns)}")
         rows = table.rows((lookup.key, *lookup.columns))
-        return {row.cells[lookup.key]: {column: row.cells[column] for column in lookup.columns} for row in rows}
+        return {
+            text_of(row.cells, lookup.key): {column: row.cells[column] for column in lookup.columns} for row in rows
+        }
 
-    def _columns_to_read(self, columns: Iterable[str]) -> list[str]:
-        own = [column for column in columns if column in self._table.columns]
-        if self.columns.lookup is not None and self.columns.lookup.key not in own:
-            own.append(self.columns.lookup.key)
-        return own
-
-    def _learn_conventions(self) -> _Conventions:
-        """One pass over titles and categories alone, for the mappings that read a row in the light of all rows."""
+    @cached_property
+    def _conventions(self) -> _Conventions:
+        """One pass over titles and categories alone, for what reads a row in the light of all rows."""
         paths: Counter[tuple[str, ...]] = Counter()
         titles: Counter[str] = Counter()
-        if not (self.columns.file_by_leaf or self.columns.brand_from_title):
-            return _Conventions({}, None)
-        for row in self._table.rows(self._columns_to_read(self.columns.text_columns)):
-            if row.fault is not None:
-                continue
-            cells = self._join(row.cells)
+        by_leaf, from_title = self.columns.file_by_leaf, self.columns.brand_from_title
+        if not (by_leaf or from_title or self.merge_case):
+            return _Conventions({}, {}, None)
+        for _, row in self._rows(self.columns.text_columns):
             try:
-                paths[self._category(cells)] += 1
-                titles[self._title(cells)] += 1
+                if row.fault is None:
+                    cells = self._join(row.cells)
+                    paths[self._path(cells)] += 1
+                    titles[self._title(cells)] += 1
             except RowFault:
                 continue
+        spelled = frequent_spellings(paths) if self.merge_case else {}
+        merged: Counter[tuple[str, ...]] = Counter()
+        for path, count in paths.items():
+            merged[spelled.get(path, path)] += count
         return _Conventions(
-            most_frequent_paths(paths) if self.columns.file_by_leaf else {},
-            BrandVocabulary(titles.elements()) if self.columns.brand_from_title else None,
+            spelled,
+            most_frequent_paths(merged) if by_leaf else {},
+            BrandVocabulary(titles.elements()) if from_title else None,
         )
 
-    # From cells to a product.
+    # From rows to a product.
+
+    def _rows(self, columns: Collection[str]) -> Iterator[tuple[Path, Row]]:
+        """The rows of all files, each with its file; those of one product as one where the mapping says so."""
+        lookup = self.columns.lookup
+        wanted = dict.fromkeys(columns if lookup is None else (*columns, lookup.key))
+        for table in self._tables:
+            rows = table.rows(wanted)
+            for row in self._grouped(rows) if self.columns.rows_of_product else rows:
+                yield table.path, row
+
+    def _grouped(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows of the same id that follow one another as one: every cell from the first that has it, all images."""
+        image = self.columns.image
+        for row_id, group in groupby(rows, key=lambda row: self._grouping_key(row)):
+            first, *others = group
+            if row_id is None:
+                yield from (first, *others)
+                continue
+            cells = dict(first.cells)
+            for row in others:
+                cells.update((column, cell) for column, cell in row.cells.items() if is_nothing(cells.get(column)))
+            if image is not None:
+                cells[image] = [row.cells.get(image) for row in (first, *others)]
+            yield replace(first, cells=cells, count=1 + len(others))
+
+    def _grouping_key(self, row: Row) -> str | None:
+        try:
+            return self._id(row.cells) if row.fault is None else None
+        except RowFault:
+            return None
 
     def _join(self, cells: Mapping[str, object]) -> Mapping[str, object]:
         lookup = self.columns.lookup
         if lookup is None:
             return cells
-        found = self._joined.get(cells[lookup.key])
+        found = self._joined.get(text_of(cells, lookup.key))
         if found is None:
-            message = f"column {lookup.key!r}: {cells[lookup.key]!r} is not in {lookup.file}"
+            message = f"column {lookup.key!r}: {cells.get(lookup.key)!r} is not in {lookup.file}"
             raise RowFault("class not in the lookup table", message)
         return {**cells, **found}
 
-    def _product(
-        self, cells: Mapping[str, object], product_id: str, split: Split, conventions: _Conventions
-    ) -> Product:
+    def _product(self, cells: Mapping[str, object], product_id: str, split: Split) -> Product:
         title = self._title(cells)
-        category = self._category(cells)
-        if category and category[-1] in conventions.filed_under:
-            category = conventions.filed_under[category[-1]]
-        entities = {group: _text(cells, column) for group, column in self.columns.entities.items()}
-        if conventions.brands is not None:
-            entities["brand"] = conventions.brands.brand_of(title)
+        named = {group: text_of(cells, column) for group, column in self.columns.entities.items()}
+        entities = {group: normal_label(value) for group, value in named.items() if value}
+        if self._conventions.brands is not None:
+            entities["brand"] = self._conventions.brands.brand_of(title) or ""
         return Product(
             id=product_id,
             images=self._images(cells),
             title=title,
-            category=category,
+            category=self._category(cells),
             entities={group: value for group in ENTITY_GROUPS if (value := entities.get(group))},
             split=split,
         )
 
     def _id(self, cells: Mapping[str, object]) -> str:
-        product_id = _text(cells, self.columns.id)
-        if product_id is None:
+        product_id = AROUND_IDS.sub("", text_of(cells, self.columns.id) or "")
+        if not product_id:
             raise RowFault("missing id", f"column {self.columns.id!r} is empty")
         return product_id
 
     def _title(self, cells: Mapping[str, object]) -> str:
-        return "" if self.columns.title is None else _text(cells, self.columns.title) or ""
+        return "" if self.columns.title is None else text_of(cells, self.columns.title) or ""
 
     def _split(self, cells: Mapping[str, object], product_id: str) -> Split:
-        word = None if self.columns.split is None else _text(cells, self.columns.split)
+        word = None if self.columns.split is None else text_of(cells, self.columns.split)
         if word is None:
             return split_of(product_id)
-        if word not in SPLIT_WORDS:
+        split = SPLIT_WORDS.get(word.strip().lower())
+        if split is None:
             raise RowFault("unknown split", f"split {word!r} is none of {', '.join(SPLIT_WORDS)}")
-        return SPLIT_WORDS[word]
+        return split
 
     def _category(self, cells: Mapping[str, object]) -> tuple[str, ...]:
-        columns = self.columns.category
+        path = self._path(cells)
+        path = self._conventions.spelled.get(path, path)
+        return self._conventions.filed_under.get(path[-1], path) if path else ()
+
+    def _path(self, cells: Mapping[str, object]) -> tuple[str, ...]:
+        """The category as the row has it."""
         try:
-            if len(columns) == 1:
-                cell = cells.get(columns[0])
-                if isinstance(cell, list):
-                    return parse_path(join_path(tuple(str(label).strip() for label in cell)))
-                return parse_path(_text(cells, columns[0]) or "")
-            labels = [_text(cells, column) for column in columns]
-            while labels and labels[-1] is None:
-                labels.pop()
-            if None in labels:
-                raise ValueError(f"column {columns[labels.index(None)]!r} is empty above a label")
-            path = tuple(label.strip() for label in labels if label is not None)
-            join_path(path)
-            return path
+            return _read_path(cells, self.columns.category) or _read_path(cells, self.columns.category_else)
         except RowFault:
             raise
         except ValueError as error:
@@ -272,65 +346,69 @@ class Feed:
     def _images(self, cells: Mapping[str, object]) -> tuple[bytes, ...]:
         if self.columns.image is None:
             return ()
-        return tuple(self._image_files(cells.get(self.columns.image)))
+        found = _images_in(cells.get(self.columns.image), self.columns.image)
+        return tuple(image if isinstance(image, bytes) else self._images_folder.read(image) for image in found)
 
-    def _image_files(self, cell: object) -> Iterator[bytes]:
-        if isinstance(cell, bytes):
-            if cell:
-                yield cell
-        elif isinstance(cell, str):
-            for name in cell.split(PATHS_SEPARATOR):
-                if name.strip() not in NULL_WORDS:
-                    yield self._read_image(name.strip())
-        elif isinstance(cell, Sequence):
-            for part in cell:
-                yield from self._image_files(part)
-        elif isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
-            yield from self._image_files(cell.get("bytes") or cell.get("path"))
-        elif cell is not None and not (isinstance(cell, float) and math.isnan(cell)):
-            message = f"column {self.columns.image!r} holds {type(cell).__name__}, not image bytes or paths"
-            raise RowFault("bad cell", message)
 
-    def _read_image(self, name: str) -> bytes:
-        try:
-            file = (self._folder / name).resolve()
-            if not file.is_relative_to(self._folder):
-                message = f"image path {name!r} leads out of the feed's folder"
-                raise RowFault("image path outside the feed's folder", message)
-            if not file.is_file():
-                raise RowFault("missing image file", f"no image file {name!r} in the feed's folder")
-            if (size := file.stat().st_size) > MAX_BYTES:
-                message = f"image file {name!r} has {size} bytes, at most {MAX_BYTES} are taken"
-                raise RowFault("image file too large", message)
-            return file.read_bytes()
-        except RowFault:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, loop of links
-            raise RowFault("unreadable image file", f"image file {name!r}: {error}") from error
+def _read_path(cells: Mapping[str, object], columns: Sequence[str]) -> tuple[str, ...]:
+    """A category from a column that holds a path or a list of labels, or from one column a level."""
+    if len(columns) == 1:
+        cell = cells.get(columns[0])
+        if not isinstance(cell, list):
+            return parse_path(text_of(cells, columns[0]) or "")
+        levels = {f"label {place}": label for place, label in enumerate(cell, start=1)}
+    else:
+        levels = {f"column {column!r}": cells.get(column) for column in columns}
+    labels = [text_of(levels, level) for level in levels]
+    while labels and labels[-1] is None:
+        labels.pop()
+    if None in labels:
+        raise ValueError(f"{list(levels)[labels.index(None)]} is empty above a label")
+    path = tuple(normal_label(label) for label in labels if label is not None)
+    join_path(path)
+    return path
+
+
+def _images_in(cell: object, column: str) -> Iterator[bytes | str]:
+    """The encoded images of a cell, and the names of image files in it."""
+    if isinstance(cell, bytes):
+        if cell:
+            yield _name_in(cell) or cell
+    elif isinstance(cell, str):
+        yield from (name for part in cell.split(PATHS_SEPARATOR) if (name := part.strip()) not in NULL_WORDS)
+    elif isinstance(cell, Sequence):
+        for part in cell:
+            yield from _images_in(part, column)
+    elif isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
+        yield from _images_in(cell.get("bytes") or cell.get("path"), column)
+    elif not is_nothing(cell):
+        raise RowFault("bad cell", f"column {column!r} holds {type(cell).__name__}, not image bytes or paths")
+
+
+def _name_in(cell: bytes) -> str | None:
+    """The name of an image file that came as bytes; None for bytes that are an image."""
+    if not IMAGE_NAME.fullmatch(cell):
+        return None
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 @dataclass(frozen=True)
 class _Conventions:
+    spelled: Mapping[tuple[str, ...], tuple[str, ...]]
     filed_under: Mapping[str, tuple[str, ...]]
     brands: BrandVocabulary | None
 
 
-def _text(cells: Mapping[str, object], column: str) -> str | None:
-    """The cell as text; None for nothing, NaN, and the words that mean nothing."""
-    cell = cells.get(column)
-    if isinstance(cell, str):
-        return None if cell.strip() in NULL_WORDS else cell
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    if isinstance(cell, float) and cell.is_integer():  # whole numbers beside a null arrive as floats
-        return str(int(cell))
-    if isinstance(cell, (int, float)):
-        return str(cell)
-    raise RowFault("bad cell", f"column {column!r} holds {type(cell).__name__}, not text")
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(columns)
 
 
 def _hash(product_id: str) -> int:
-    return int.from_bytes(blake2b(product_id.encode(), digest_size=8).digest(), "big")
+    composed = unicodedata.normalize("NFC", product_id)
+    return int.from_bytes(blake2b(composed.encode(), digest_size=8).digest(), "big")
 
 
 def open_feed(
@@ -338,15 +416,17 @@ def open_feed(
     preset: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     splits: Collection[Split] | None = None,
+    merge_case: bool = False,
     **column_overrides: str | Sequence[str] | None,
 ) -> Feed:
     """Opens a feed by preset and column names.
 
     Args:
-        path: a .parquet or .csv file.
+        path: a file or a folder of part files, see `catalogue.tables.open_tables`.
         preset: one of `PRESETS`; None is the own schema, "shelfwise".
         on_error: what a bad row does, see `Feed`.
         splits: which splits to give out, all when None.
+        merge_case: read categories that differ in case alone as one, see `Feed`.
         column_overrides: columns named otherwise than in the preset, see `ColumnMapping.overridden`; for example
             `open_feed("shop.csv", id="sku", image="photo", category=("department", "class"), brand="maker")`.
 
@@ -357,7 +437,8 @@ def open_feed(
     name = preset or "shelfwise"
     if name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; known: {', '.join(PRESETS)}")
-    return Feed(path, PRESETS[name].overridden(column_overrides), on_error=on_error, splits=splits)
+    mapping = PRESETS[name].spelled_as(open_tables(Path(path))[0].columns).overridden(column_overrides)
+    return Feed(path, mapping, on_error=on_error, splits=splits, merge_case=merge_case)
 
 
 def detect_preset(path: Path | str) -> str:
@@ -366,10 +447,11 @@ def detect_preset(path: Path | str) -> str:
     Raises:
         FeedError: the file cannot be read.
     """
-    available = set(open_table(Path(path)).columns)
-    for name, mapping in PRESETS.items():
+    columns = open_tables(Path(path))[0].columns
+    for name, preset in PRESETS.items():
+        mapping = preset.spelled_as(columns)
         joined = set() if mapping.lookup is None else set(mapping.lookup.columns)
-        if set(mapping.columns) - mapping.optional - joined <= available:
+        if set(mapping.columns) - mapping.optional - joined <= set(columns):
             return name
     return "shelfwise"
 

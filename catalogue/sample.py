@@ -21,8 +21,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from catalogue.drawings import DRAWINGS, Colour, Pen, Style, mix
+from catalogue.drawings import DRAWINGS
 from catalogue.feed import FeedSummary, write_feed
+from catalogue.pen import Colour, Pen, Style, mix
 from catalogue.product import Product, split_of
 
 IMAGE_HEIGHT = 128

@@ -176,6 +176,8 @@ def open_store(feed: Feed, folder: Path, height: int, width: int) -> Store:
         photo_keys=arrays["keys"],
         pixel_values=np.load(photos / "pixel_values.npy", mmap_mode="r")[: len(arrays["readable"])],
     )
+    skipped = Counter(json.loads(table.schema.metadata[b"skipped"]))
+    store.notes.extend(f"{rows} rows left out: {reason}" for reason, rows in skipped.most_common())
     if unreadable:
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(unreadable).most_common())
         store.notes.append(f"{sum(unreadable.values())} of {len(store.readable)} images could not be read: {kinds}")
@@ -204,7 +206,8 @@ def _write_products(feed: Feed, folder: Path) -> None:
         raise FeedError(f"{feed.path} has no products")
     types = {"category": pa.list_(pa.string()), "split": pa.int8(), "photos": pa.int64()}
     table = pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()})
-    pq.write_table(table.replace_schema_metadata({"digest": digest.hexdigest()}), folder / "products.parquet")
+    metadata = {"digest": digest.hexdigest(), "skipped": json.dumps(feed.summary.skipped)}
+    pq.write_table(table.replace_schema_metadata(metadata), folder / "products.parquet")
 
 
 def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width: int) -> None:
@@ -254,4 +257,4 @@ def _write_photos(feed: Feed, table: pa.Table, folder: Path, height: int, width:
 
 def image_kind(error: ImageError) -> str:
     """The format of an image that could not be read, as far as it was recognised."""
-    return getattr(error, "format", None) or "unknown"
+    return error.format or "unknown"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from catalogue.product import Product, join_path, parse_path
+from catalogue.product import Product, join_path, normal_label, parse_path
 
 PATH_LINE = re.compile(r"\s*(?P<id>\d+) - (?P<path>.+)")
 NESTED_SET_LINE = re.compile(r"\s*(?P<id>\d+) \| \[\s*(?P<left>\d+)-\s*(?P<right>\d+)\] \| (?P<label>.+)")
@@ -22,17 +22,18 @@ class Taxonomy:
     """A fixed list of classes and the tree that their paths span.
 
     Args:
-        paths: one path a class, from the top down; repeated ones count once. A class may lie above another class.
+        paths: one path a class, from the top down; ones that are or look the same (`normal_label`) count once. A class
+            may lie above another class.
 
     Attributes:
         paths: the classes, sorted label by label (by code point, from the top down); the place is the class id.
 
     Raises:
-        ValueError: there is no path, a path is empty, or a label contains " > ", a line break or outer white space.
+        ValueError: there is no path, a path is empty, or a label is empty or contains ">" or a line break.
     """
 
     def __init__(self, paths: Iterable[tuple[str, ...]]) -> None:
-        self.paths: tuple[tuple[str, ...], ...] = tuple(sorted({tuple(path) for path in paths}))
+        self.paths: tuple[tuple[str, ...], ...] = tuple(sorted({tuple(map(normal_label, path)) for path in paths}))
         if not self.paths:
             raise ValueError("a taxonomy needs at least one path")
         if not self.paths[0]:
@@ -87,7 +88,7 @@ class Taxonomy:
                 open_intervals.pop()
             if left >= right or (open_intervals and right >= open_intervals[-1][0]):
                 raise ValueError(f"interval [{left}-{right}] does not nest in the ones before it")
-            open_intervals.append((right, nested["label"].strip()))
+            open_intervals.append((right, normal_label(nested["label"])))
             labels = tuple(label for _, label in open_intervals)
             join_path(labels)
             return labels
@@ -134,7 +135,8 @@ class Taxonomy:
         Raises:
             ValueError: no class has that name, or several have.
         """
-        named = [i for i, path in enumerate(self.paths) if name in (self.labels[i], path[-1])]
+        full, last = parse_path(name), normal_label(name)
+        named = [i for i, path in enumerate(self.paths) if path == full or path[-1] == last]
         if len(named) != 1:
             candidates = "; ".join(self.labels[i] for i in named) or "none"
             raise ValueError(f"{name!r} must name one category; it names {len(named)}: {candidates}")

@@ -1,6 +1,7 @@
 """Any form in which a caller may hold an image, turned into the bytes of an image file.
 
-Files travel as they are, since the server decodes them faster than a client could and sees their EXIF rotation.
+Files travel as they are, since the server decodes them faster than a client could and sees their EXIF rotation. The
+EXIF data of a Pillow image travel with it, sound or not, so that one rule, the server's, says what is upright.
 Arrays become PNG (lossless) with zlib and numpy alone, so that the client needs no imaging library; rows are coded as
 differences from the row above (the "Up" filter of the PNG specification, section 9.2), which at the fastest compression
 level makes product photographs smaller by a sixth (224 pixels) to a half (900 pixels). Pillow images encode themselves.
@@ -30,6 +31,8 @@ else:
 
 MAX_IMAGE_BYTES = 20 * 2**20
 """Larger image files are refused here with the error that the server would answer, before they are sent."""
+MAX_PIXELS = 25 * 10**6
+"""Of an array or a Pillow image, which travel as PNG; the server takes larger photos as JPEG files."""
 
 _PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, RGB, RGBA
 _PILLOW_MODES_OF_PNG = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
@@ -45,7 +48,7 @@ def encode_image(image: Image) -> bytes:
 
     Raises:
         InvalidInput: the file cannot be read, the array has another shape or dtype, the type is none of these, or
-            the file is larger than MAX_IMAGE_BYTES.
+            the file is larger than MAX_IMAGE_BYTES, or the array or Pillow image has more than MAX_PIXELS.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
@@ -78,6 +81,7 @@ def _png(pixels: NDArray[Any]) -> bytes:
             f"an image array must be uint8 [H, W, 3], [H, W] or [H, W, 4], not {pixels.dtype} {list(pixels.shape)}"
         )
     height, width = pixels.shape[:2]
+    _check_pixels(height, width)
     rows = np.ascontiguousarray(pixels).reshape(height, width * channels)
     filtered = np.empty((height, 1 + width * channels), np.uint8)
     filtered[:, 0] = 2  # filter type "Up" in front of every row
@@ -97,22 +101,27 @@ def _is_pillow(image: Any) -> bool:
 
 
 def _png_by_pillow(image: PillowImage) -> bytes:
-    from PIL import ImageOps
-
+    _check_pixels(image.height, image.width)
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in _PILLOW_NUMBERS:
-            _check_numbers(upright)
-            upright = upright.convert("I;16")
-        elif upright.mode not in _PILLOW_MODES_OF_PNG:
-            upright = upright.convert("RGB")
+        exif = image.info.get("exif", b"")
+        image.load()  # may turn a TIFF
+        if image.mode in _PILLOW_NUMBERS:
+            _check_numbers(image)
+            image = image.convert("I;16")
+        elif image.mode not in _PILLOW_MODES_OF_PNG:
+            image = image.convert("RGB")
         encoded = io.BytesIO()
-        upright.save(encoded, "PNG", compress_level=1)
+        image.save(encoded, "PNG", compress_level=1, exif=exif)
     except InvalidInput:
         raise
     except Exception as failure:  # Pillow reads lazily, and its plugins raise many types for a broken file
         raise InvalidInput(f"Pillow cannot encode the image: {failure}") from failure
     return encoded.getvalue()
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise InvalidInput(f"an image of {width}x{height} pixels; at most {MAX_PIXELS} are taken: reduce it first")
 
 
 def _check_numbers(image: PillowImage) -> None:

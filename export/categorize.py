@@ -1,4 +1,4 @@
-"""A categorizer's bundle as a new version of the ensemble `categorize`: graphs, gate, files, release."""
+"""A categorizer's bundle as the ensemble `categorize`: graphs, gate, files, release."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.categorize import CategorizerBundle, CategorizeRecipe, CategorizeS
 
 from .onnx_graphs import EXAMPLE_ROWS, GraphSpec, Names, ServedCategoryHead, ServedEncoders
 from .precision import Runtime
-from .system import ExportTarget, ServedSystem
+from .system import ExportTarget, ServedSystem, copy_module
 from .systems import System
 
 ENSEMBLE = "categorize"
@@ -44,6 +44,7 @@ def categorizer_system(
         ensemble=ENSEMBLE,
         graphs=categorizer_graphs(bundle, trim=target.runtime is not Runtime.TENSORRT),
         fused="categorizer",
+        single="product_categorizer",
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
@@ -153,13 +154,13 @@ def category_names(bundle: CategorizerBundle) -> list[str]:
 def _write_files(bundle: CategorizerBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     """What prepare_product reads, and the names of the classes for Triton's classification extension."""
     folder = path("prepare_product")
-    shutil.copyfile(catalogue.images.__file__, folder / "images.py")
+    copy_module(catalogue.images, folder)
     shutil.copyfile(bundle_folder / "tokenizer.json", folder / "tokenizer.json")
     encoder, max_length = bundle.config.image_encoder, bundle.config.text_encoder.max_length
     sizes = {"height": encoder.height, "width": encoder.width, "max_length": max_length}
     (folder / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
     labels = "".join(f"{name}\n" for name in category_names(bundle))
-    (path(ENSEMBLE) / "labels.txt").write_text(labels, encoding="utf-8")
+    (path(ENSEMBLE).parent / "labels.txt").write_text(labels, encoding="utf-8")
 
 
 def report_lines(metrics: Mapping[str, Any]) -> list[str]:

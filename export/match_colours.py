@@ -1,4 +1,4 @@
-"""A colour matcher's bundle as a new version of the ensemble `match_colours`: one graph, gate, files, release.
+"""A colour matcher's bundle as the ensemble `match_colours`: one graph, gate, files, release.
 
 Both towers and the matcher are one ONNX graph over ragged batches: photos and labels of all products one after the
 other, as Triton's ragged batching hands them over, and a mask that says how many of them each product has. The towers
@@ -31,14 +31,14 @@ from catalogue.images import decode_image
 from catalogue.product import Product, Split
 from models.colour_matcher import ColourMatcher
 from models.tokenizer import encode
+from repository.configs import SOURCE, read_config
 from training.match_colours import ColourMatcherBundle, ColourRecipe, ColourSettings, sample_groups
 
 from . import fused_colour_matcher
 from .fused_colour_matcher import SERVED_MODULES, load_fused, save_fused
 from .onnx_graphs import ExportError, GraphSpec, largest, trimmed
 from .precision import Precision, Runtime
-from .repository import SOURCE, read_config
-from .system import ExportTarget, ServedSystem, TorchModel
+from .system import ExportTarget, ServedSystem, TorchModel, copy_module
 from .systems import System
 
 ENSEMBLE = "match_colours"
@@ -288,8 +288,8 @@ def _totals(elements: int, usual: int, most: int) -> tuple[int, int, int]:
 
 def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path: Callable[[str], Path]) -> None:
     prepare = path("prepare_colours")
-    shutil.copyfile(catalogue.images.__file__, prepare / "images.py")
-    shutil.copyfile(catalogue.colour_labels.__file__, prepare / "colour_labels.py")
+    copy_module(catalogue.images, prepare)
+    copy_module(catalogue.colour_labels, prepare)
     shutil.copyfile(bundle_folder / "tokenizer.json", prepare / "tokenizer.json")
     tower = bundle.config.image_encoder
     sizes = {
@@ -299,7 +299,7 @@ def _write_python_models(bundle: ColourMatcherBundle, bundle_folder: Path, path:
         "rooms": ROOMS,
     }
     (prepare / "preprocessing.json").write_text(json.dumps(sizes) + "\n")
-    shutil.copyfile(models.assignment.__file__, path("assign_colours") / "assignment.py")
+    copy_module(models.assignment, path("assign_colours"))
 
 
 def report_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -18,15 +18,13 @@ import numpy as np
 import onnx
 import onnx.compose
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from models.category_head import CategoryHead
+from repository.check import check_versions
 from training.labels import NeighbourTable
 
 OPSET = 18
-MAX_OPSET = 21
-MAX_IR_VERSION = 10
 LARGEST_SINGLE_FILE = 2**31 - 2**20  # protobuf's 2 GB, less room for the graph itself
 # Two, not one: the exporter takes a batch of one for a constant.
 EXAMPLE_ROWS = 2
@@ -243,22 +241,3 @@ def operator_counts(path: Path) -> dict[str, int]:
     """How often each operator occurs in an ONNX file, the most frequent first."""
     graph = onnx.load(path, load_external_data=False).graph
     return dict(Counter(node.op_type for node in graph.node).most_common())
-
-
-def check_versions(path: Path) -> None:
-    """Refuses an ONNX file that the ONNX Runtime in Triton's container cannot read.
-
-    Raises:
-        ExportError: naming file, what it has and what would be right.
-    """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ExportError(f"{path} is no ONNX file: {error}") from error
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if not 0 < opset <= MAX_OPSET:
-        raise ExportError(f"{path} has opset {opset}; Triton's ONNX Runtime reads 1 to {MAX_OPSET}")
-    if model.ir_version > MAX_IR_VERSION:
-        raise ExportError(
-            f"{path} has IR version {model.ir_version}; Triton's ONNX Runtime reads up to {MAX_IR_VERSION}"
-        )

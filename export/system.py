@@ -7,25 +7,26 @@ deviation from PyTorch float32 is the system's.
 
 from __future__ import annotations
 
-import datetime
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
 from torch import Tensor
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from repository.configs import READINESS_FILE, copy_source, read_config, step_names, write_config
+from repository.plans import TENSORRT, PlanRecord
+from repository.publish import publish, staging
+
 from .chain import Chain
-from .onnx_graphs import GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
+from .onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
-from .plans import TENSORRT, PlanRecord
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
-from .repository import CONFIG_FILE, READINESS_FILE, SOURCE, read_config, stage_version
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
 
 REPORT_FILE = "report.json"
@@ -66,6 +67,7 @@ class ServedSystem:
             own in its place. None: the graphs are the ensemble's steps.
         torch_models: its models that PyTorch serves, instead of a graph.
         precisions: what it can be served in, its default first; what the runtime can when empty.
+        single: the Python model that is all steps of the ensemble in one process. None: there is none.
     """
 
     ensemble: str
@@ -79,6 +81,7 @@ class ServedSystem:
     fused: str | None = None
     torch_models: Sequence[TorchModel] = ()
     precisions: Sequence[Precision] = ()
+    single: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,19 @@ class ExportTarget:
         precision: of the graphs that allow it; the runtime's default when None.
         generations: compute capabilities ("8.9") to build plans for without a GPU; empty: this machine's.
         version_compatible: plans that later TensorRT versions run as well.
+        single: all steps of the ensemble in one process, for one caller's latency on a CPU.
     """
 
     runtime: Runtime = Runtime.CPU
     precision: Precision | None = None
     generations: Sequence[str] = ()
     version_compatible: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export published: the version, and how each graph compares with PyTorch on real inputs.
+    """What an export published: the release, and how each graph compares with PyTorch on real inputs.
 
     Args:
         parity: a comparison per output, by graph.
@@ -110,7 +115,7 @@ class ExportReport:
     """
 
     repository: Path
-    version: int
+    release: int
     parity: dict[str, list[OutputParity]]
     bytes: dict[str, int]
     precision: dict[str, str] = field(default_factory=dict)
@@ -119,33 +124,41 @@ class ExportReport:
 
 def export_system(
     system: ServedSystem,
-    repository: Path = SOURCE,
+    repository: Path,
     target: ExportTarget | None = None,
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Publishes a system as the next version of its ensemble, or nothing.
+    """Publishes a system as part of the next release of a repository, or nothing.
 
     Raises:
         export.onnx_graphs.ExportError: a graph cannot be exported, or not for that target.
-        export.parity.ParityError: a graph answers differently; the old version stays.
-        export.repository.RepositoryError: the repository cannot take the version.
+        export.parity.ParityError: a graph answers differently; the old release stays.
+        repository.configs.RepositoryError: the repository cannot take it.
     """
     target = target or ExportTarget()
+    if target.single and (target.runtime is not Runtime.CPU or system.single is None):
+        raise ExportError(f"{system.ensemble} has no single form for {target.runtime.value}: export its ensemble")
     precision = choose_precision(target.runtime, target.precision, system.precisions)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
     chain = Chain(system.graphs, system.inputs)
     calibration = Chain(system.graphs, system.calibration)
     fused = system.fused if target.runtime is not Runtime.TENSORRT else None
-    with (
-        stage_version(repository, system.ensemble, None if fused else split_step(system)) as staged,
-        TemporaryDirectory(dir=staged.folder) as aside,
-    ):
+    ensemble = read_config(system.ensemble) if fused else split_step(system)
+    with staging(repository) as staged, staging(repository) as aside:
+
+        def path(model: str) -> Path:
+            return staged / model / "1"
+
+        for model in (*step_names(ensemble), ensemble.name):
+            copy_source(model, staged)
+        if not fused:
+            write_config(ensemble, staged / ensemble.name)
         summaries: dict[str, Summary] = {}
         exported: dict[str, ExportedGraph] = {}
         for graph in system.graphs:
-            folder = Path(aside) / graph.name if fused else staged.path(graph.name)
+            folder = aside / graph.name if fused else path(graph.name)
             folder.mkdir(exist_ok=True)
             own = Precision.FP32 if graph.float32_only else precision
             progress(f"{graph.name}: PyTorch → ONNX, {own}")
@@ -162,12 +175,12 @@ def export_system(
             report.precision[graph.name], report.bytes[graph.name] = own.value, summary["bytes"]
         if fused:
             progress(f"{fused}: {' + '.join(exported)} as one graph")
-            summaries = {fused: _fuse(staged.path(fused) / "model.onnx", system, exported, chain)}
+            summaries = {fused: _fuse(path(fused) / "model.onnx", system, exported, chain)}
         for model in system.torch_models:
             name = model.graph.name
             progress(f"{name}: a Python model, {precision}")
-            parity = _write_torch_model(model, staged.path(name), chain, precision)
-            size = sum(file.stat().st_size for file in staged.path(name).rglob("*") if file.is_file())
+            parity = _write_torch_model(model, path(name), chain, precision)
+            size = sum(file.stat().st_size for file in path(name).rglob("*") if file.is_file())
             summaries[name] = {
                 "precision": precision.value,
                 "parity": [asdict(output) for output in parity],
@@ -177,22 +190,18 @@ def export_system(
             report.parity[name], report.kept[name] = parity, []
             report.precision[name], report.bytes[name] = precision.value, size
         for name, summary in summaries.items():
-            (staged.path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+            (path(name) / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         progress("the Python models' files")
-        system.write_files(staged.path)
+        system.write_files(path)
+        if target.single:
+            progress(f"{system.single}: all steps in one process")
+            as_one_step(ensemble, str(system.single), staged)
         readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
-        (staged.path(system.ensemble) / READINESS_FILE).write_text(readiness, encoding="utf-8")
-        staged.publish(
-            {
-                "ensemble": system.ensemble,
-                "version": staged.version,
-                "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "target": target.runtime.value,
-                "precision": precision.value,
-                **system.release,
-            }
-        )
-    return ExportReport(repository, staged.version, report.parity, report.bytes, report.precision, report.kept)
+        (staged / system.ensemble / READINESS_FILE).write_text(readiness, encoding="utf-8")
+        about = {"target": target.runtime.value, "precision": precision.value, **system.release}
+        about["form"] = "single" if target.single else "ensemble"
+        release = publish(repository, staged, {system.ensemble: about})
+    return ExportReport(repository, release.number, report.parity, report.bytes, report.precision, report.kept)
 
 
 @dataclass(frozen=True)
@@ -311,6 +320,28 @@ def split_step(system: ServedSystem) -> ModelConfig:
     return config
 
 
+def as_one_step(ensemble: ModelConfig, single: str, staged: Path) -> None:
+    """Puts one Python model in the place of all steps of a staged ensemble, with the files that they read.
+
+    A step's own model.py stands beside the model's as STEP.py.
+    """
+    names = step_names(ensemble)
+    first, last = ensemble.ensemble_scheduling.step[0], ensemble.ensemble_scheduling.step[-1]
+    copy_source(single, staged)
+    for name in names:
+        for file in (staged / name / "1").iterdir():
+            own = f"{name}.py" if file.name == "model.py" else file.name
+            file.rename(staged / single / "1" / own)
+        shutil.rmtree(staged / name)
+    whole = ModelConfig()
+    whole.CopyFrom(ensemble)
+    del whole.ensemble_scheduling.step[:]
+    step = whole.ensemble_scheduling.step.add(model_name=single, model_version=-1)
+    step.input_map.update(first.input_map)
+    step.output_map.update(last.output_map)
+    write_config(whole, staged / ensemble.name)
+
+
 def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool) -> None:
     """That the graphs in one file answer what they answered one after the other."""
     given = {output for graph in system.graphs for output in graph.outputs}
@@ -345,7 +376,7 @@ def _check_plan(
 def _write_torch_model(model: TorchModel, folder: Path, chain: Chain, precision: Precision) -> list[OutputParity]:
     """Writes what PyTorch serves and its configuration, through the parity gate: as written, against float32."""
     model.write(folder, precision)
-    (folder / CONFIG_FILE).write_text(text_format.MessageToString(model.config))
+    write_config(model.config, folder.parent)
     comparisons = []
     for batch in chain.expected:
         inputs = {name: batch[name] for name in model.graph.inputs}
@@ -370,4 +401,14 @@ def _write_plan_config(model: str, folder: Path, records: Mapping[str, PlanRecor
     config.default_model_filename = next(iter(records))
     for name, record in records.items():
         config.cc_model_filenames[record.compute_capability] = name
-    (folder / CONFIG_FILE).write_text(text_format.MessageToString(config))
+    write_config(config, folder.parent)
+
+
+def copy_module(module: ModuleType, folder: Path) -> None:
+    """Puts a module of the project, a file or a package, into a folder of served files, under its own name."""
+    source = Path(module.__file__ or "")
+    if source.name == "__init__.py":
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source.parent, folder / source.parent.name, ignore=ignored)
+    else:
+        shutil.copyfile(source, folder / source.name)

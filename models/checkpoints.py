@@ -1,52 +1,68 @@
 """Encoders from pretrained weights: Hugging Face folders of any kind in `models.backbones`, and a package's ImageNet.
 
-Weights may be of any float type and become float32; code that a folder brings is never run. What a folder's processor
-does to pixels is read off its output for a black and a white image, whichever of the two files describes it. What does
-not fit is refused in a sentence: FileNotFoundError for a file that is missing, ValueError for all else.
+Weights may be of any float type and become float32; code that a folder brings is never run. A checkpoint that embeds
+by itself (CLIP, SigLIP, …) brings its projection, so that its two towers still meet; others get a fresh one.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from . import efficientnet_lite
 from .backbones import IMAGE_KINDS, NETWORKS, TEXT_KINDS, plain_config
+from .checkpoint_files import checkpoint_kind, pixel_statistics, sentence
 from .colour_tower import ColourTower, colour_tower_config
 from .encoders import ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig
-from .image_tower import ImagePooling
+from .image_tower import ImagePooling, both_sides
 from .tokenizer import load_tokenizer, padding_token
 
-LARGEST_SIDE = 1024  # of images that a folder may ask for without being told so
-INDEX = "model.safetensors.index.json"
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+LARGEST_SIDE = 1024  # of the images that a folder may ask for by itself
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """One tower of a checkpoint.
-
-    `projection` is what the checkpoint projects its pooled output with, [D, C]; None where it has none.
-    """
+    """A backbone with what belongs to it."""
 
     network: PreTrainedModel
-    projection: Tensor | None
-    missing: frozenset[str]  # parameters of the network that the folder does not have
+    projection: Tensor | None = None  # [D, C], of a checkpoint that embeds by itself
+    statistics: dict[str, Any] = field(default_factory=dict)  # mean and std of an image backbone's pixels
+    has_pooler: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config that rebuilds the network."""
+        """What rebuilds the network."""
         return plain_config(self.network.config.to_dict())
+
+    def image_encoder(self, projection_dim: int, height: int, width: int) -> ImageEncoder:
+        """An encoder of the given image size; of the given width D, unless the checkpoint has its own."""
+        pooling: ImagePooling = "pooler"
+        if self.network.config.model_type.startswith("dinov2"):
+            pooling = "first_and_mean"
+        elif not self.has_pooler:
+            pooling = "first"
+        config = ImageEncoderConfig(
+            backbone=self.config,
+            projection_dim=projection_dim if self.projection is None else len(self.projection),
+            height=height,
+            width=width,
+            pooling=pooling,
+            **self.statistics,
+        )
+        encoder = ImageEncoder(config, self.network)
+        if self.projection is not None:
+            encoder.projection.weight = nn.Parameter(self.projection)
+        return encoder
+
+    def colour_tower(self, embed_dim: int, height: int, width: int) -> ColourTower:
+        """A colour tower for photos of the given size."""
+        return ColourTower(colour_tower_config(self.config, height, width, embed_dim, **self.statistics), self.network)
 
 
 def image_encoder_from_checkpoint(
@@ -56,29 +72,44 @@ def image_encoder_from_checkpoint(
 
     Args:
         folder: holds config.json, safetensors weights and, where the authors gave one, a processor's config.
-        projection_dim: width D of a fresh projection; a checkpoint that embeds by itself (CLIP, SigLIP, …) brings its
-            own, and this is ignored.
+        projection_dim: width D of a fresh projection; ignored where the checkpoint embeds by itself.
         size: height and width of the images it will see; what the checkpoint was trained on when None.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the folder holds another kind of model, is damaged, or does not take images of that size.
     """
-    found = _read(folder, "vision")
-    backbone = found.config
-    height, width = size or _own_size(folder, backbone)
-    encoder = ImageEncoder(
-        ImageEncoderConfig(
-            backbone=backbone,
-            projection_dim=projection_dim if found.projection is None else len(found.projection),
-            height=height,
-            width=width,
-            pooling=_image_pooling(found),
-            **_statistics(folder),
-        ),
-        found.network,
-    )
-    return _projecting(encoder, found.projection)
+    found = _pretrained(folder, "vision")
+    height, width = size or both_sides(found.config.get("image_size") or 224)
+    if size is None and "num_patches" in found.config:  # SigLIP2
+        height = width = found.config["patch_size"] * int(found.config["num_patches"] ** 0.5)
+    if size is None and max(height, width) > LARGEST_SIDE:
+        raise ValueError(
+            f"the checkpoint in {folder} is for images of {height}x{width} pixels: give a size of your own"
+        )
+    return found.image_encoder(projection_dim, height, width)
+
+
+def colour_tower_from_checkpoint(folder: Path, height: int, width: int, embed_dim: int = 128) -> ColourTower:
+    """A colour tower around the image backbone of a checkpoint folder; errors as above."""
+    return _pretrained(folder, "vision").colour_tower(embed_dim, height, width)
+
+
+def imagenet_backbone() -> Pretrained | None:
+    """EfficientNet-Lite0 trained on ImageNet; None when `efficientnet_lite.PACKAGE` is not installed.
+
+    Raises:
+        ValueError: the installed package does not hold it.
+    """
+    network = efficientnet_lite.imagenet_network()
+    statistics = {"mean": efficientnet_lite.MEAN, "std": efficientnet_lite.STD}
+    return None if network is None else Pretrained(network, statistics=statistics)
+
+
+def imagenet_image_encoder(height: int, width: int, projection_dim: int) -> ImageEncoder | None:
+    """An image encoder around `imagenet_backbone`; None without the package."""
+    found = imagenet_backbone()
+    return None if found is None else found.image_encoder(projection_dim, height, width)
 
 
 def text_encoder_from_checkpoint(
@@ -88,8 +119,7 @@ def text_encoder_from_checkpoint(
 
     Args:
         folder: holds config.json, safetensors weights and, where it is to be used, tokenizer.json.
-        projection_dim: width D of a fresh projection; a checkpoint that embeds by itself (CLIP, SigLIP, …) brings its
-            own, and this is ignored.
+        projection_dim: width D of a fresh projection; ignored where the checkpoint embeds by itself.
         max_length: tokens a title is padded or cut to; at most what the checkpoint's positions allow.
         pooling: of a checkpoint that does not embed by itself; "gru" starts a GRU from scratch on top.
 
@@ -98,9 +128,8 @@ def text_encoder_from_checkpoint(
         ValueError: the folder holds another kind of model, is damaged, has fewer positions than `max_length`, or a
             tokenizer that does not fit it.
     """
-    found = _read(folder, "text")
-    backbone = found.config
-    kind = backbone["model_type"]
+    found = _pretrained(folder, "text")
+    backbone, kind = found.config, found.network.config.model_type
     positions = backbone["max_position_embeddings"]
     if kind in ("roberta", "xlm-roberta", "mpnet"):  # they count from behind the padding's number
         positions -= backbone["pad_token_id"] + 1
@@ -115,126 +144,28 @@ def text_encoder_from_checkpoint(
                 f"the text tower beside it only {backbone['vocab_size']}"
             )
         padding, _ = padding_token(tokenizer)
-    siglip = kind.startswith("siglip")
-    own = {"chinese_clip_text_model": "first"}.get(kind, "pooler")
-    encoder = TextEncoder(
-        TextEncoderConfig(
-            backbone=backbone,
-            projection_dim=projection_dim if found.projection is None else len(found.projection),
-            max_length=max_length,
-            pooling=pooling if found.projection is None else own,
-            padding=padding if siglip else None,
-        ),
-        found.network,
+    own: Literal["first", "pooler"] = "first" if kind == "chinese_clip_text_model" else "pooler"
+    config = TextEncoderConfig(
+        backbone=backbone,
+        projection_dim=projection_dim if found.projection is None else len(found.projection),
+        max_length=max_length,
+        pooling=pooling if found.projection is None else own,
+        padding=padding if kind.startswith("siglip") else None,
     )
-    return _projecting(encoder, found.projection)
-
-
-def colour_tower_from_checkpoint(folder: Path, height: int, width: int, embed_dim: int = 128) -> ColourTower:
-    """A colour tower around the image backbone of a checkpoint folder.
-
-    Raises:
-        FileNotFoundError, ValueError: as `image_encoder_from_checkpoint`.
-    """
-    found = _read(folder, "vision")
-    return ColourTower(
-        colour_tower_config(found.config, height, width, embed_dim, **_statistics(folder)), found.network
-    )
-
-
-def imagenet_image_encoder(height: int, width: int, projection_dim: int) -> ImageEncoder | None:
-    """EfficientNet-Lite0 trained on ImageNet; None when its package is not installed (`efficientnet_lite.PACKAGE`).
-
-    Raises:
-        ValueError: the installed package does not hold it.
-    """
-    backbone = efficientnet_lite.imagenet_backbone()
-    if backbone is None:
-        return None
-    config = ImageEncoderConfig(
-        backbone=plain_config(backbone.config.to_dict()),
-        projection_dim=projection_dim,
-        height=height,
-        width=width,
-        mean=efficientnet_lite.MEAN,
-        std=efficientnet_lite.STD,
-    )
-    return ImageEncoder(config, backbone)
-
-
-def imagenet_colour_tower(height: int, width: int, embed_dim: int = 128) -> ColourTower | None:
-    """A colour tower around the same; None when its package is not installed."""
-    backbone = efficientnet_lite.imagenet_backbone()
-    if backbone is None:
-        return None
-    statistics = {"mean": efficientnet_lite.MEAN, "std": efficientnet_lite.STD}
-    config = plain_config(backbone.config.to_dict())
-    return ColourTower(colour_tower_config(config, height, width, embed_dim, **statistics), backbone)
-
-
-def _projecting(encoder: Any, projection: Tensor | None) -> Any:
-    if projection is not None:
-        encoder.projection.weight = nn.Parameter(projection)
+    encoder = TextEncoder(config, found.network)
+    if found.projection is not None:
+        encoder.projection.weight = nn.Parameter(found.projection)
     return encoder
 
 
-def _image_pooling(found: Pretrained) -> ImagePooling:
-    kind = found.network.config.model_type
-    if kind.startswith("dinov2"):
-        return "first_and_mean"
-    if any(name.startswith("pooler.") for name in found.missing):  # of a ViT saved with a classifier
-        return "first"
-    return "pooler" if getattr(found.network.config, "vision_use_head", True) else "mean"
-
-
-def _own_size(folder: Path, backbone: dict[str, Any]) -> tuple[int, int]:
-    size = backbone.get("image_size") or 224
-    if "num_patches" in backbone:  # SigLIP2
-        size = backbone["patch_size"] * int(backbone["num_patches"] ** 0.5)
-    height, width = (size, size) if isinstance(size, int) else size
-    if max(height, width) > LARGEST_SIDE:
-        raise ValueError(
-            f"the checkpoint in {folder} is for images of {height}x{width} pixels: give a size of your own"
-        )
-    return height, width
-
-
-def _statistics(folder: Path) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of the folder's processor; none when the folder describes no image processor."""
-    described = [json.loads(file.read_text()) for name in PROCESSORS if (file := folder / name).is_file()]
-    if not any(
-        "image_processor" in content or "image_mean" in content or "image_processor_type" in content
-        for content in described
-    ):
-        return {}
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        black, white = (
-            processor(Image.new("RGB", (64, 64), (level,) * 3), return_tensors="np")["pixel_values"][0]
-            for level in (0, 255)
-        )
-    except Exception as error:  # as many kinds as there are processors
-        raise ValueError(f"the image processor in {folder} cannot be read: {_sentence(error)}") from error
-    centre = [
-        image[0].reshape(-1, 3)[0] if image.ndim == 2 else image[:, image.shape[1] // 2, image.shape[2] // 2]
-        for image in (black, white)
-    ]
-    std = 1 / (centre[1].astype(np.float64) - centre[0])
-    return {"mean": tuple(np.round(-centre[0] * std, 6).tolist()), "std": tuple(np.round(std, 6).tolist())}
-
-
-def _read(folder: Path, part: Literal["vision", "text"]) -> Pretrained:
-    """A tower of a checkpoint folder, in float32."""
-    kinds = IMAGE_KINDS if part == "vision" else TEXT_KINDS
-    kind = _checked_kind(folder)
-    if kind.removesuffix(f"_{part}_model") not in kinds:
-        raise ValueError(f"the checkpoint in {folder} is of kind {kind!r}; the {part} encoder takes {', '.join(kinds)}")
-    _check_weights(folder)
+def _pretrained(folder: Path, part: Literal["vision", "text"]) -> Pretrained:
+    """One tower of a checkpoint folder."""
+    kind = checkpoint_kind(folder, IMAGE_KINDS if part == "vision" else TEXT_KINDS, part)
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what is missing is judged below
+    network_class: Any = NETWORKS.get(kind, AutoModel)
     try:
-        network_class: Any = NETWORKS.get(kind, AutoModel)
         model, info = network_class.from_pretrained(
             folder,
             output_loading_info=True,
@@ -244,58 +175,22 @@ def _read(folder: Path, part: Literal["vision", "text"]) -> Pretrained:
             trust_remote_code=False,
         )
     except Exception as error:  # whatever transformers raises for weights that do not fit their config
-        raise ValueError(f"the checkpoint in {folder} cannot be read: {_sentence(error)}") from error
+        raise ValueError(f"the checkpoint in {folder} cannot be read: {sentence(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    tower = f"{part}_model"
-    network: PreTrainedModel = getattr(model, tower, model)
-    prefix = "" if network is model else f"{tower}."
-    missing = frozenset(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
-    needed = sorted(name for name in missing if not name.startswith("pooler."))
+    network: PreTrainedModel = getattr(model, f"{part}_model", model)
+    prefix = "" if network is model else f"{part}_model."
+    missing = {name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix)}
+    without_pooler = {name for name in missing if not name.startswith("pooler.")}
+    needed = sorted(missing if kind.startswith("blip") else without_pooler)
     if needed:
         raise ValueError(f"the weights in {folder} lack {len(needed)} tensors of its {part} tower, {needed[0]!r} first")
-    own = getattr(model, "visual_projection" if part == "vision" else "text_projection", None)
-    if own is not None and not any("projection.weight" in name for name in info["missing_keys"]):
-        return Pretrained(network, own.weight.detach(), missing)
-    if kind.startswith("siglip"):  # embeds without a further projection
+    name = "visual_projection" if part == "vision" else "text_projection"
+    projection: Tensor | None = None
+    if hasattr(model, name) and f"{name}.weight" not in info["missing_keys"]:
+        projection = getattr(model, name).weight.detach()
+    elif kind.startswith("siglip"):  # its towers' outputs are its embeddings
         config = network.config
-        width = config.hidden_size if part == "vision" else config.projection_size
-        return Pretrained(network, torch.eye(width), missing)
-    return Pretrained(network, None, missing)
-
-
-def _checked_kind(folder: Path) -> str:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no Hugging Face checkpoint folder: config.json is missing")
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as content:
-            if content.read(40).startswith(b"version https://git-lfs"):
-                raise ValueError(f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` there")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no config: it holds a {type(config).__name__}")
-    return str(config.get("model_type") or config.get("architecture"))
-
-
-def _check_weights(folder: Path) -> None:
-    names = ["model.safetensors"]
-    if (folder / INDEX).is_file() and not (folder / names[0]).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    for name in names:
-        if not (folder / name).is_file():
-            others = sorted(file.name for suffix in ("bin", "h5", "msgpack") for file in folder.glob(f"*.{suffix}"))
-            found = f"; {others[0]} is not read, convert it to safetensors" if others else ""
-            raise FileNotFoundError(f"{folder} has no weights: {name} is missing{found}")
-        try:
-            with safe_open(folder / name, "pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is cut or no safetensors file: {error}") from error
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        projection = torch.eye(config.hidden_size if part == "vision" else config.projection_size)
+    statistics = pixel_statistics(folder) if part == "vision" else {}
+    return Pretrained(network, projection, statistics, has_pooler=missing == without_pooler)

@@ -126,7 +126,7 @@ def imagenet_weights() -> Path | None:
     return Path(str(found[0].locate())) if found else None
 
 
-def imagenet_backbone() -> EfficientNetLite | None:
+def imagenet_network() -> EfficientNetLite | None:
     """EfficientNet-Lite0 as it was trained on ImageNet, or None when the package of weights is not installed.
 
     Raises:

@@ -9,6 +9,7 @@ backbone was pretrained on: learned positions are interpolated, in the graph.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -63,14 +64,14 @@ class ImageTower(nn.Module):
         self.tokens = 0  # of a backbone of tokens those that are patches, the last ones
         patch_size = architecture.get("patch_size")
         if patch_size is not None and "hidden_sizes" not in architecture:
-            rows, columns = height // patch_size, width // patch_size
+            rows, columns = (side // patch for side, patch in zip((height, width), both_sides(patch_size), strict=True))
             self.tokens = rows * columns
             if architecture["model_type"] == "siglip2_vision_model":
                 self.backbone.embeddings = SizedPatches(self.backbone.embeddings, (rows, columns))
                 self.options = {"pixel_attention_mask": None, "spatial_shapes": None}
             elif "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters:
-                native = architecture.get("image_size")
-                self.options = {"interpolate_pos_encoding": (height, width) != (native, native)}
+                native = both_sides(architecture["image_size"])
+                self.options = {"interpolate_pos_encoding": (height, width) != native}
             if pooling != "pooler" and getattr(self.backbone, "pooler", None) is not None:
                 self.backbone.register_module("pooler", None)  # ViT's; it would be carried along for nothing
         training = self.backbone.training
@@ -98,6 +99,11 @@ class ImageTower(nn.Module):
     def patch_features(self, pixel_values: Tensor) -> Tensor:
         """[B, H, W, 3] uint8 -> [B, patch_count, patch_width], row by row; not of unit length."""
         return self.features(pixel_values)[1]
+
+
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of what a config gives as one number or as both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def normalised(pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a Triton server needs from the machine: its Python environment, its backends, free ports and shared memory.
+"""What a Triton server needs from the machine: its Python environment, its backends and enough shared memory.
 
 The `tritonserver` binary comes out of the package nvidia-pytriton, in an environment of its own (`.venv-server`),
 because the stub of Triton's Python backend wants numpy 1. Triton looks for backends in one folder; `lay_out_backends`
@@ -9,12 +9,10 @@ Whatever would make Triton stall or die later is refused here, before it starts,
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,7 +24,12 @@ SERVING = Path(__file__).resolve().parent
 REQUIREMENTS = SERVING / "requirements.txt"
 CONSTRAINTS = SERVING / "constraints.txt"
 ENVIRONMENT_VARIABLE = "SHELFWISE_SERVER_ENV"
-DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+# In a checkout beside the project's own; an installed package has no folder to write to.
+CHECKOUT = (SERVING.parent / "pyproject.toml").is_file()
+DEFAULT_ENVIRONMENT = SERVING.parent / ".venv-server" if CHECKOUT else CACHE / "shelfwise" / "server"
+# Names the folder of a whole Triton, as NVIDIA's container has it, to be used instead of the one from pip.
+INSTALLED_VARIABLE = "SHELFWISE_TRITON"
 
 # numpy 1.26 has wheels up to Python 3.12, ONNX Runtime from 3.11 on; nvidia-pytriton has a stub for both.
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
@@ -54,10 +57,6 @@ class LibpythonMissing(ServerEnvironmentError):
     """The stub of the Python backend does not find the shared library of Python."""
 
 
-class PortInUse(ServerEnvironmentError):
-    """Another process listens on a port that the server was told to use."""
-
-
 class SharedMemoryTooSmall(ServerEnvironmentError):
     """/dev/shm is missing or too small for the repository's Python model instances."""
 
@@ -66,7 +65,8 @@ class SharedMemoryTooSmall(ServerEnvironmentError):
 class ServerEnvironment:
     """An environment that can run Triton: where its parts are.
 
-    `library_path` is the LD_LIBRARY_PATH of the server process, and only of that one.
+    `library_path` is the LD_LIBRARY_PATH of the server process, and only of that one. `backends` is the folder of an
+    installed Triton's backends, which is run as it is, in the environment variables that it finds; None: from pip.
     """
 
     root: Path
@@ -75,10 +75,13 @@ class ServerEnvironment:
     python_backend: Path
     caches: Path
     library_path: str
+    backends: Path | None = None
 
     def process_environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """Environment variables of the server process: PATH decides which Python packages the stubs see."""
         variables = dict(os.environ if base is None else base)
+        if self.backends is not None:
+            return variables | {"PYTHONDONTWRITEBYTECODE": "1"}
         for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"):
             variables.pop(name, None)
         variables["PATH"] = os.pathsep.join([str(self.root / "bin"), variables.get("PATH", os.defpath)])
@@ -92,10 +95,15 @@ class ServerEnvironment:
 def server_environment(root: Path | None = None) -> ServerEnvironment:
     """The environment to run Triton in, built when it is missing and completed when it is out of date.
 
-    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project.
+    A Triton named by SHELFWISE_TRITON, as in the container, is taken as it is.
+    `root` defaults to the folder named by SHELFWISE_SERVER_ENV, else to `.venv-server` in the project, or to the
+    user's cache where the project is installed as a package.
     Raises EnvironmentBuildError, TritonMissing or LibpythonMissing.
     """
     if root is None:
+        installed = os.environ.get(INSTALLED_VARIABLE)
+        if installed:
+            return installed_triton(Path(installed))
         root = Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_ENVIRONMENT)
     root = root.absolute()
     if outdated(root):
@@ -104,6 +112,16 @@ def server_environment(root: Path | None = None) -> ServerEnvironment:
             if missing:
                 _build(root, missing)
     return locate(root)
+
+
+def installed_triton(folder: Path) -> ServerEnvironment:
+    """The parts of a whole Triton, "/opt/tritonserver" in NVIDIA's container. Raises TritonMissing."""
+    tritonserver, python = folder / "bin" / "tritonserver", folder / "backends" / "python"
+    stub = python / "triton_python_backend_stub"
+    for part in (tritonserver, stub):
+        if not part.is_file():
+            raise TritonMissing(f"{part} does not exist: {INSTALLED_VARIABLE}={folder} names no Triton")
+    return ServerEnvironment(folder, tritonserver, stub, python, folder / "caches", "", folder / "backends")
 
 
 def outdated(root: Path) -> list[str]:
@@ -176,42 +194,6 @@ def lay_out_backends(environment: ServerEnvironment, folder: Path) -> Path:
     onnxruntime.mkdir()
     shutil.copyfile(SERVING / "backends" / "onnxruntime" / "model.py", onnxruntime / "model.py")
     return folder
-
-
-def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Refuse ports that cannot be listened on. `ports` maps a purpose ("http", "grpc", "metrics") to a number.
-
-    Raises PortInUse for a busy port, a port given twice, or an address that this machine does not have.
-    """
-    owners: dict[int, str] = {}
-    for purpose, port in ports.items():
-        if port in owners:
-            raise PortInUse(f"port {port} was given for both {owners[port]} and {purpose}; they need one each")
-        owners[port] = purpose
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
-            try:
-                probe.bind((host, port))
-                probe.listen(1)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise PortInUse(
-                        f"{purpose} port {port} on {host} is in use by another process; stop that one or choose "
-                        f"another port with --{purpose}-port (`ss -ltnp 'sport = :{port}'` names the process)"
-                    ) from None
-                raise PortInUse(f"cannot listen on {host}:{port} for {purpose}: {error.strerror}") from None
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """`count` different ports that nobody listens on at the moment."""
-    probes = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((host, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def check_shared_memory(instances: int, folder: Path = Path("/dev/shm")) -> None:

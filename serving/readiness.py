@@ -3,7 +3,8 @@
 Triton's own readiness says that models were loaded; it stays green when the process behind a Python model was killed or
 hangs. Here an exported ensemble brings real requests along (`<repository>/<ensemble>/readiness.json`), they are sent as
 any caller would send them, and the answers must be complete and finite. All ensembles are asked at once under one
-deadline, so that a hung model costs the probe its deadline and never more.
+deadline, so that a hung model costs the probe its deadline and never more. A model too busy to take the request is
+ready as long as it answers others: Triton's own count of answers must rise while the probe waits.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from export.served import is_ensemble, model_configs
+from repository.configs import READINESS_FILE, RepositoryError, is_ensemble, model_configs
+from repository.release import current
+from serving.addresses import is_loopback
+from serving.shared_memory import is_stopping
 
-READINESS_FILE = "readiness.json"
 # Inputs that carry encoded image files; readiness.json holds them in base64, all other BYTES as text.
 IMAGE_INPUTS = frozenset({"image", "images"})
+# What Triton says when a queue is at its max_queue_size, and how long to look whether it moves.
+QUEUE_FULL = "Exceeds maximum queue size"
+BUSY_SECONDS = 0.1
+
+# The number of a request, and what came of it.
+Answer = tuple[int, InferResult | None, InferenceServerException | None]
 
 
 class NotReady(RuntimeError):
@@ -40,26 +49,47 @@ class NotReady(RuntimeError):
         super().__init__(f"{url} is not ready: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
+def connect(url: str, credentials: grpc.ChannelCredentials | None = None) -> InferenceServerClient:
+    """A client of the server at `url`, to be used as a context; loopback is not asked through a proxy."""
+    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(url) else []
+    return InferenceServerClient(url, creds=credentials, channel_args=unlimited + proxy)
+
+
 def check(
     url: str,
     repository: Path,
     timeout: float = 10.0,
     *,
+    model: str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Send every ensemble of `repository` its own readiness requests.
 
-    `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds;
-    `credentials` and `headers` are for a server behind TLS and for one whose protocols are gated by a header.
-    Returns the names of the ensembles that answered, all of them. Raises NotReady with the reason for each that did
-    not: unreachable, an error, no answer within the deadline, an output missing or not finite, no readiness requests;
-    and for a repository that is no folder.
+    `url` is the server's gRPC address, "host:port"; `timeout` is the deadline of the whole check, in seconds; `model`
+    limits it to one ensemble, or to those that one step is part of; `credentials` and `headers` are for a server behind
+    TLS and for one whose protocols are gated by a header.
+    Returns the names of the ensembles that answered, or are too busy to and answer others: all of them. Raises NotReady
+    with the reason for each that did not: unreachable, an error, no answer within the deadline, an output missing or
+    not finite, no readiness requests; for a server of this machine that is about to stop; and for a repository without
+    a release.
     """
-    if not repository.is_dir():
-        raise NotReady(url, {"repository": f"{repository} is not a folder, so there is nothing to ask the server"})
+    try:
+        repository = current(repository)
+        configs = [config for config in model_configs(repository) if is_ensemble(config)]
+    except RepositoryError as error:
+        raise NotReady(url, {"repository": f"there is nothing to ask the server: {error}"}) from None
+    if is_loopback(url) and is_stopping(int(url.rpartition(":")[2])):
+        raise NotReady(url, {"server": "is about to stop"})
     deadline = time.monotonic() + timeout
-    ensembles = {config.name: config for config in model_configs(repository) if is_ensemble(config)}
+    ensembles = {
+        config.name: config
+        for config in configs
+        if model in (None, config.name, *(s.model_name for s in config.ensemble_scheduling.step))
+    }
+    if model is not None and not ensembles:
+        raise NotReady(url, {model: f"{repository} has no ensemble of that name, and none with such a step"})
     reasons: dict[str, str] = {}
     requests: list[tuple[str, list[InferInput]]] = []
     for name, config in ensembles.items():
@@ -67,42 +97,61 @@ def check(
             requests += [(name, request) for request in readiness_requests(repository, config)]
         except ValueError as error:
             reasons[name] = str(error)
-    client = InferenceServerClient(url, creds=credentials)
-    try:
+    with connect(url, credentials) as client:
         # Whether the server answers at all: with no reply to this, one sentence is better than one for each ensemble.
         try:
             if not client.is_server_ready(headers, client_timeout=timeout):
                 reasons["server"] = "Triton reports that not all models are available"
         except InferenceServerException as error:
             raise NotReady(url, {"server": _reason(error, timeout)}) from None
-        answers: queue.SimpleQueue[tuple[str, InferResult | None, InferenceServerException | None]] = (
+        before = {name: _answered(client, name, headers) for name in ensembles}
+        answers: queue.SimpleQueue[tuple[int, InferResult | None, InferenceServerException | None]] = (
             queue.SimpleQueue()
         )
-        for name, inputs in requests:
+
+        def send(number: int) -> None:
             client.async_infer(
-                name,
-                inputs,
-                callback=lambda result, error, name=name: answers.put((name, result, error)),
+                *requests[number],
+                callback=lambda result, error: answers.put((number, result, error)),
                 client_timeout=max(0.001, deadline - time.monotonic()),
                 headers=headers,
             )
-        unanswered = [name for name, _ in requests]
+
+        unanswered = set(range(len(requests)))
+        for number in sorted(unanswered):
+            send(number)
         while unanswered:
             try:
                 # gRPC reports the deadline itself; the extra second is for a client that does not even do that.
-                name, result, failure = answers.get(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
+                number, result, failure = answers.get(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
             except queue.Empty:
-                reasons.update((name, f"no answer within {timeout:g} s") for name in unanswered)
+                reasons |= {requests[number][0]: f"no answer within {timeout:g} s" for number in unanswered}
                 break
-            unanswered.remove(name)
+            name = requests[number][0]
             reason = _wrong_answer(ensembles[name], result) if result is not None else _reason(failure, timeout)
+            late = failure is not None and time.monotonic() >= deadline
+            if QUEUE_FULL in reason or late:
+                time.sleep(BUSY_SECONDS)
+                if _answered(client, name, headers) > before[name]:
+                    reason = ""  # it answers others
+                elif not late:
+                    send(number)
+                    continue
+            unanswered.remove(number)
             if reason:
                 reasons.setdefault(name, reason)
-    finally:
-        client.close()
     if reasons:
         raise NotReady(url, reasons)
     return list(ensembles)
+
+
+def _answered(client: InferenceServerClient, model: str, headers: Mapping[str, str] | None) -> int:
+    """How many requests a model has answered without an error since it was loaded; 0 where that is not told."""
+    try:
+        statistics = client.get_inference_statistics(model, headers=headers, client_timeout=1.0)
+    except InferenceServerException:
+        return 0
+    return sum(version.inference_stats.success.count for version in statistics.model_stats)
 
 
 def ask(

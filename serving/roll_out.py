@@ -1,188 +1,250 @@
-"""A running server takes an ensemble's newest version without a failed request and without a mixed answer.
+"""A running server takes another release without a failed request and without a mixed answer.
 
 Triton's own reload swaps models one by one: between two swaps a request runs through the old encoder and the new head.
-Here all versions are named while they change: the ensemble is pinned to the old steps, the new steps are loaded beside
-them, a candidate ensemble over the new steps answers the readiness requests, and only then does the ensemble's own name
-move over and the old steps are unloaded.  When the candidate fails, the old version goes on serving.
-Needs Triton in explicit model control (`shelfwise serve --model-control`) and the server's own repository folder:
-Triton reads the steps' configurations from disk whenever their ensemble is loaded, so they say what is wanted while
-this runs and are what they were before at the end.
+Here what is new is loaded beside what is served, under names of its own ("categorizer_release_8"); a candidate ensemble
+over it answers the readiness requests; only then do the ensembles change over, each in one step.  Once the release is
+current and nobody uses the old steps any more, the new ones are loaded under their plain names and the others unloaded,
+so that the server ends as a start would have made it.  Whatever fails before, the old release goes on serving; whatever
+a killed roll-out left is seen by asking the server, and the next one goes on from there.
+Needs Triton in explicit model control, reading its models through a link in the repository (`shelfwise serve
+--model-control` makes it, and tells its name as the server's).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from google.protobuf import json_format, text_format
-from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from catalogue.atomic import atomic_file
-from export.repository import CONFIG_FILE, RELEASE_FILE, version_models
-from export.served import is_ensemble, model_configs
+from repository import plans
+from repository.configs import CONFIG_FILE, is_ensemble, model_configs, read_config, step_names, write_config
+from repository.publish import TEMPORARY_PREFIX, locked, point, served_link
+from repository.release import CURRENT, Release, current
 from serving import readiness
 
 
 class RollOutError(RuntimeError):
-    """The new version was not taken into service; the old one goes on."""
+    """The release was not taken into service; what was served goes on."""
 
 
 @dataclass(frozen=True)
-class Versions:
-    """What was served before and what is served now."""
+class RollOut:
+    """The release that is served now, and the ensembles that changed: name -> version before (None: new) and now."""
 
-    old: int
-    new: int
+    release: int
+    changed: dict[str, tuple[int | None, int]]
 
 
 def roll_out(
     url: str,
     repository: Path,
-    ensemble: str,
+    number: int | None = None,
     timeout: float = 120.0,
     *,
     credentials: grpc.ChannelCredentials | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Versions:
-    """Have the server at `url` serve the newest version of `ensemble` in `repository`.
+) -> RollOut:
+    """Have the server at `url` serve a release of `repository`, which becomes its current one.
 
-    `timeout` is how long each model may take to load, in seconds; `credentials` and `headers` as for readiness.check.
-    Raises RollOutError when there is no newer version or the server refuses it, and readiness.NotReady when the new
-    version does not answer its readiness requests: both leave the old version in service.
+    `number` is the release's, the current one's when None, earlier or later than what is served; `timeout` is how long
+    each model may take to load, in seconds; `credentials` and `headers` as for readiness.check.
+    Raises RollOutError when the release is served already or the server refuses it, RepositoryError when the release's
+    files are not as they were published, and readiness.NotReady when it does not answer its readiness requests: all
+    leave what was served in service and the current release as it was.
     """
-    configs = {config.name: config for config in model_configs(repository)}
-    if ensemble not in configs or not is_ensemble(configs[ensemble]):
-        raise RollOutError(f"{repository} has no ensemble {ensemble}")
-    steps = list(dict.fromkeys(step.model_name for step in configs[ensemble].ensemble_scheduling.step))
-    client = InferenceServerClient(url, creds=credentials)
-    server = _Control(client, timeout, headers)
-    try:
-        versions = Versions(server.served_version(ensemble), newest_release(repository / ensemble))
-        if versions.new == versions.old:
-            raise RollOutError(f"{ensemble}: version {versions.old} is the newest and is served already")
-        if not all((repository / model / str(versions.old)).is_dir() for model in (ensemble, *steps)):
+    repository = repository.absolute()
+    wanted = current(repository) if number is None else repository / str(number)
+    with locked(repository), contextlib.closing(_Server(url, timeout, credentials, headers)) as server:
+        release = Release.load(wanted)
+        release.verify()
+        refusals = plans.repository_refusals(release.folder)
+        if refusals:
+            raise RollOutError("; ".join(f"{model}: {reason}" for model, reason in refusals.items()))
+        link = served_link(repository, server.name())
+        if not link.is_symlink():
             raise RollOutError(
-                f"{ensemble}: the files of version {versions.old}, which is served, are gone since version "
-                f"{versions.new} was exported: start a server on the repository instead"
+                f"{url} does not read its models through {link}: it serves another repository, or was started without "
+                "--model-control"
             )
-        if version_models(repository, ensemble, versions.old) != version_models(repository, ensemble, versions.new):
-            raise RollOutError(
-                f"{ensemble}: version {versions.new} is made of {', '.join(steps)}, version {versions.old} of other "
-                "steps: start a server on the repository instead"
-            )
-        with _Configurations(repository, [ensemble, *steps]) as files:
-            files.write(_pinned(configs[ensemble], versions.old))
-            for step in steps:
-                files.write(_with_versions(configs[step], [versions.old]))
-            server.load(ensemble)  # and with it its steps
-            candidate = f"{ensemble}_candidate"
-            try:
-                for step in steps:
-                    files.write(_with_versions(configs[step], [versions.old, versions.new]))
-                    server.load(step)
-                # A name of its own, over a version folder that exists in this request only.
-                pinned = _pinned(configs[ensemble], versions.new)
-                pinned.name = candidate
-                named = {output.label_filename for output in pinned.output if output.label_filename}
-                labels = {f"file:{name}": (repository / ensemble / name).read_bytes() for name in named}
-                server.load(candidate, pinned, files={f"file:{versions.new}/{RELEASE_FILE}": b"{}"} | labels)
-                readiness.ask(client, candidate, configs[ensemble], repository, timeout, headers)
-            except (RollOutError, readiness.NotReady):
-                with contextlib.suppress(RollOutError):
-                    server.unload(candidate)
-                for step in steps:
-                    files.write(_with_versions(configs[step], [versions.old]))
-                    with contextlib.suppress(RollOutError):
-                        server.load(step)
-                raise
-            files.write(_pinned(configs[ensemble], versions.new))
-            server.load(ensemble)
-            server.unload(candidate)
-            for step in steps:
-                files.write(_with_versions(configs[step], [versions.new]))
-                server.load(step)
-        return versions
-    finally:
-        client.close()
-
-
-def newest_release(ensemble: Path) -> int:
-    """The newest complete version of an ensemble. Raises RollOutError when there is none."""
-    versions = [int(path.parent.name) for path in ensemble.glob(f"[0-9]*/{RELEASE_FILE}")]
-    if not versions:
-        raise RollOutError(f"{ensemble} has no complete version")
-    return max(versions)
-
-
-class _Control:
-    """Loading and unloading on one server, its errors as RollOutError."""
-
-    def __init__(self, client: InferenceServerClient, timeout: float, headers: Mapping[str, str] | None) -> None:
-        self.client, self.timeout, self.headers = client, timeout, headers
-
-    def served_version(self, model: str) -> int:
+        ensembles = [config for config in model_configs(release.folder) if is_ensemble(config)]
+        loaded = server.loaded()
+        changed = {
+            config.name: (loaded.get(config.name), release.version(config.name))
+            for config in ensembles
+            if loaded.get(config.name) != release.version(config.name)
+        }
+        if not changed and (repository / CURRENT).resolve() == release.folder and set(loaded) == _models(ensembles):
+            raise RollOutError(f"release {release.number} is served already")
+        beside, before = repository / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}", link.resolve()
         try:
-            metadata = self.client.get_model_metadata(model, headers=self.headers, client_timeout=self.timeout)
+            if changed:
+                new = _lay_beside(beside, release, [c for c in ensembles if c.name in changed], loaded)
+                point(link, beside)
+                _change_over(server, release, new, timeout)
+            point(repository / CURRENT, release.folder)
+            before = release.folder
+            _tidy(server, release, ensembles, link, beside.with_name(f"{beside.name}-plain"))
+        finally:
+            point(link, before)
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(beside.with_name(f"{beside.name}-plain"), ignore_errors=True)
+    return RollOut(release.number, changed)
+
+
+def _lay_beside(
+    folder: Path, release: Release, ensembles: Iterable[ModelConfig], loaded: Mapping[str, int]
+) -> list[ModelConfig]:
+    """Writes a folder of models for Triton: ensembles and their candidates, over new steps under names of their own.
+
+    Returns the ensembles' configurations over those steps.
+    """
+    folder.mkdir()
+    changed = []
+    for ensemble in ensembles:
+        config = ModelConfig()
+        config.CopyFrom(ensemble)
+        for part in config.ensemble_scheduling.step:
+            if loaded.get(part.model_name) == release.version(part.model_name):
+                _keep(folder, release, part.model_name)
+            else:
+                part.model_name = _renew(folder, release, read_config(part.model_name, release.folder), beside=True)
+        for candidate in (False, True):
+            _renew(folder, release, config, beside=candidate)
+        changed.append(config)
+    return changed
+
+
+def _renew(folder: Path, release: Release, config: ModelConfig, *, beside: bool) -> str:
+    """Puts a model where Triton loads it anew: it does so only for files that are younger than those it has loaded.
+
+    Returns the name that it has there.
+    """
+    name = _beside(config.name, release) if beside else config.name
+    if not (folder / name).exists():  # a step may be of several ensembles
+        (folder / name).mkdir()
+        for path in (release.folder / config.name).iterdir():
+            if path.name != CONFIG_FILE:
+                (folder / name / path.name).symlink_to(path)
+        write_config(config, folder / name)
+    return name
+
+
+def _keep(folder: Path, release: Release, model: str) -> None:
+    """Puts a model where Triton sees that it has it loaded."""
+    if not (folder / model).exists():
+        (folder / model).symlink_to(release.folder / model)
+
+
+def _change_over(server: _Server, release: Release, ensembles: Sequence[ModelConfig], timeout: float) -> None:
+    """Loads candidates, asks them, and has the ensembles' own names follow."""
+    candidates = {config.name: _beside(config.name, release) for config in ensembles}
+    try:
+        for config in ensembles:
+            server.load(candidates[config.name])  # and with it its steps
+            readiness.ask(server.client, candidates[config.name], config, release.folder, timeout, server.headers)
+    except (RollOutError, readiness.NotReady):
+        for config in ensembles:
+            for name in (candidates[config.name], *step_names(config)):
+                if name.endswith(_beside("", release)):
+                    with contextlib.suppress(RollOutError):
+                        server.unload(name)
+        raise
+    for name, candidate in candidates.items():
+        server.load(name)
+        server.unload(candidate)
+
+
+def _tidy(server: _Server, release: Release, ensembles: Sequence[ModelConfig], link: Path, folder: Path) -> None:
+    """Brings the server to what a start on the release would load: every step under its plain name, nothing else."""
+    loaded, models = server.loaded(), _models(ensembles)
+    for name in set(loaded) - models:
+        if is_ensemble(server.config(name)):
+            server.unload(name)
+    renewed = [c for c in ensembles if set(step_names(server.config(c.name))) != set(step_names(c))]
+    steps = {step for config in renewed for step in step_names(config) if loaded.get(step) != release.version(step)}
+    folder.mkdir()
+    for name in models:
+        if name in steps or name in {config.name for config in renewed}:
+            _renew(folder, release, read_config(name, release.folder), beside=False)
+        else:
+            _keep(folder, release, name)
+    point(link, folder)
+    for name in (*sorted(steps), *(config.name for config in renewed)):
+        server.load(name)
+    for name in set(server.loaded()) - models:
+        server.unload(name)
+
+
+def _beside(model: str, release: Release) -> str:
+    """The name of a release's model while another one is served."""
+    return f"{model}_release_{release.number}"
+
+
+def _models(ensembles: Iterable[ModelConfig]) -> set[str]:
+    return {name for config in ensembles for name in (config.name, *step_names(config))}
+
+
+class _Server:
+    """Loading, unloading and what is loaded on one server, its errors as RollOutError."""
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        credentials: grpc.ChannelCredentials | None,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        self.url, self.timeout, self.headers = url, timeout, headers
+        self.client = readiness.connect(url, credentials)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def name(self) -> str:
+        """The server's own name."""
+        try:
+            name = self.client.get_server_metadata(headers=self.headers, client_timeout=self.timeout).name
+        except InferenceServerException as error:
+            raise RollOutError(f"{self.url} does not answer: {error.message()}") from None
+        if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
+            raise RollOutError(f"{self.url} calls itself {name!r}, which no server of this repository is called")
+        return name
+
+    def loaded(self) -> dict[str, int]:
+        """Models that are ready, and their version; the repository index knows only those whose files are there."""
+        try:
+            statistics = self.client.get_inference_statistics(headers=self.headers, client_timeout=self.timeout)
+            return {
+                model.name: int(model.version)
+                for model in statistics.model_stats
+                if self.client.is_model_ready(model.name, model.version, self.headers, client_timeout=self.timeout)
+            }
+        except InferenceServerException as error:
+            raise RollOutError(f"{self.url}: {error.message()}") from None
+
+    def config(self, model: str) -> ModelConfig:
+        """The configuration of a model as it is served."""
+        try:
+            return self.client.get_model_config(model, headers=self.headers, client_timeout=self.timeout).config
         except InferenceServerException as error:
             raise RollOutError(f"{model} is not served: {error.message()}") from None
-        return max(int(version) for version in metadata.versions)
 
-    def load(self, model: str, config: ModelConfig | None = None, files: Mapping[str, bytes] | None = None) -> None:
-        text = json_format.MessageToJson(config, preserving_proto_field_name=True) if config is not None else None
+    def load(self, model: str) -> None:
         try:
-            self.client.load_model(model, headers=self.headers, config=text, files=files, client_timeout=self.timeout)
+            self.client.load_model(model, headers=self.headers, client_timeout=self.timeout)
         except InferenceServerException as error:
-            hint = "; serve with --model-control" if "UNAVAILABLE" in str(error.status()) else ""
-            raise RollOutError(f"{model} was not loaded: {error.message()}{hint}") from None
+            raise RollOutError(f"{model} was not loaded: {error.message()}") from None
 
     def unload(self, model: str) -> None:
         try:
             self.client.unload_model(model, headers=self.headers, client_timeout=self.timeout)
         except InferenceServerException as error:
             raise RollOutError(f"{model} was not unloaded: {error.message()}") from None
-
-
-class _Configurations:
-    """The configuration files of some models, to be written to and put back as they were."""
-
-    def __init__(self, repository: Path, models: Sequence[str]) -> None:
-        self.repository = repository
-        self._contents = {model: (repository / model / CONFIG_FILE).read_bytes() for model in models}
-
-    def __enter__(self) -> _Configurations:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for model, content in self._contents.items():
-            self._replace(model, content)
-
-    def write(self, config: ModelConfig) -> None:
-        self._replace(config.name, text_format.MessageToString(config).encode())
-
-    def _replace(self, model: str, content: bytes) -> None:
-        with atomic_file(self.repository / model / CONFIG_FILE) as aside:
-            aside.write_bytes(content)
-
-
-def _with_versions(config: ModelConfig, versions: Sequence[int]) -> ModelConfig:
-    """The configuration, for exactly these versions."""
-    changed = ModelConfig()
-    changed.CopyFrom(config)
-    changed.version_policy.specific.versions.extend(versions)
-    return changed
-
-
-def _pinned(ensemble: ModelConfig, version: int) -> ModelConfig:
-    """The ensemble's configuration for one version, over steps of that version and with its labels."""
-    changed = _with_versions(ensemble, [version])
-    for output in changed.output:
-        if output.label_filename:
-            output.label_filename = f"{version}/{output.label_filename}"
-    for step in changed.ensemble_scheduling.step:
-        step.model_version = version
-    return changed

@@ -1,60 +1,57 @@
-"""A real Triton server as a context manager, and in the foreground for `shelfwise serve`.
+"""A real Triton server on one model repository, as a context manager.
 
-What Triton leaves open is closed here: the server listens on localhost unless told otherwise, the protocols that change
-a running server (model repository, trace, logging) are gated unless asked for, start-up failures are raised with the
-lines of Triton's log that say which model failed and why, and "ready" means that every ensemble has answered a true
-inference. Stopping lets in-flight requests finish. Each server's shared memory has its own prefix, held by a lock for
-as long as any of its processes lives: what a killed server left in /dev/shm is recognised, and removed by the next one.
+What Triton leaves open is closed here: the server listens on localhost and over gRPC alone unless told otherwise; the
+protocols that change a running server (model repository, trace, logging) or hand it memory to read and write (shared
+memory) are gated unless asked for. A start that an accident ended is tried again; one that failed is raised with the
+lines of Triton's log that say which model failed and why. "Ready" means that every ensemble has answered a true
+inference.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import fcntl
+import json
+import logging
 import os
 import re
 import secrets
 import shutil
-import signal
+import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Any, NoReturn
+from types import TracebackType
 
 import grpc
+from tritonclient.utils import InferenceServerException
 
-from export import plans, served
+from repository import plans
+from repository.configs import RepositoryError, is_ensemble, model_configs
+from repository.publish import serve_through
+from repository.release import current, verify
 from serving import readiness
+from serving.addresses import check_ports, free_ports, resolve, url_host
 from serving.environment import (
     ServerEnvironment,
-    check_ports,
+    ServerEnvironmentError,
     check_shared_memory,
-    free_ports,
     lay_out_backends,
     server_environment,
 )
+from serving.shared_memory import ServerLock, remove_abandoned
+from serving.triton import Triton
 
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_MEMORY_PREFIX = "shelfwise-"
-# The protocols that change a running server or show what lies on its disk.
-CONTROL_PROTOCOLS = "model-repository,trace,logging"
-LOG_LINE = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d")
-FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)", re.DOTALL)
-# What Triton says once no request is under way any more, what it says of each model that it unloads then, and how long
-# one may take: stubs need about a second.
-DRAINED = "All models are stopped, unloading models"
-UNLOADED = "successfully unloaded '"
-UNLOAD_SECONDS = 5.0
-WATCH_SECONDS = 1.0
-KEPT_LOG_LINES = 2000
+# Protocols that change a running server or show what lies on its disk, and those that make it map a caller's memory
+# (the first step of CVE-2025-23319 and its kin, which every Triton on pip has).
+CONTROL_PROTOCOLS = ("model-repository", "trace", "logging")
+SHARED_MEMORY_PROTOCOL = "shared-memory"
+# A start can meet an accident: Triton 24.10 aborts (boost::interprocess::lock_exception) when a stub is slow to answer
+# on a busy machine, and a free port can be taken between being found and being listened on.
+START_ATTEMPTS = 3
+PORT_TAKEN = "already in use"
+
+logger = logging.getLogger(__name__)
 
 
 class ServerError(RuntimeError):
@@ -65,10 +62,6 @@ class StartupError(ServerError):
     """Triton ended or did not become ready; the message holds the lines of its log that say why."""
 
 
-class RepositoryError(ServerError):
-    """The model repository cannot be served."""
-
-
 class TritonServer:
     """Triton on one repository, for as long as the context lasts.
 
@@ -77,13 +70,16 @@ class TritonServer:
         ShelfwiseClient(server.url)
     ```
 
-    Arguments: `repository` a folder in Triton's layout; `host` and the three ports to listen on (0 picks a free port);
-    `log_file` where Triton's log goes (appended; None: stderr); `model_control` allows loading and unloading models and
-    reading the repository over the network, which is meant for development; `grace_seconds` how long a stop waits for
-    in-flight requests; `start_timeout` how long a start may take, in seconds; `triton_options` go to tritonserver as
-    they are: TLS (--grpc-use-ssl=true, --grpc-server-cert, --grpc-server-key), protocols gated by a header
-    (--grpc-restricted-protocol), rate limits; `environment` what runs it (default:
-    `serving.environment.server_environment()`).
+    Arguments: `repository` of releases, whose current one is served, or a plain folder in Triton's layout; `host` to
+    listen on, an address or a name; the ports of gRPC,
+    of metrics and of HTTP (0 picks a free one; HTTP None, the default, stays closed: a nested JSON body of 200 bytes
+    kills any Triton before May 2026); `log_file` where Triton's log goes (appended; None: stderr); `model_control`
+    allows loading and unloading models and reading the repository over the network, and replaces the process of a
+    Python model alone when it was killed; `shared_memory` allows callers to register regions of it; `grace_seconds` how
+    long a stop waits for in-flight requests; `start_timeout` how long a start may take, in seconds; `triton_options` go
+    to tritonserver as they are: TLS (--grpc-use-ssl=true, --grpc-server-cert, --grpc-server-key), protocols gated by a
+    header (--grpc-restricted-protocol), rate limits; `credentials` and `headers` are what a caller needs then, and with
+    it the check of readiness; `environment` what runs it (default: `serving.environment.server_environment()`).
     """
 
     def __init__(
@@ -91,52 +87,55 @@ class TritonServer:
         repository: Path,
         *,
         host: str = "127.0.0.1",
-        http_port: int = 8000,
         grpc_port: int = 8001,
         metrics_port: int = 8002,
+        http_port: int | None = None,
         log_file: Path | None = None,
         model_control: bool = False,
+        shared_memory: bool = False,
         grace_seconds: float = 30.0,
         start_timeout: float = 180.0,
         triton_options: Sequence[str] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
         environment: ServerEnvironment | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
+        self.release: Path | None = None  # the folder that is served, known from the start on
         self.host = host
-        self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
+        self.grpc_port, self.metrics_port, self.http_port = grpc_port, metrics_port, http_port
         self.log_file = log_file
-        self.model_control = model_control
+        self.model_control, self.shared_memory = model_control, shared_memory
         self.grace_seconds = grace_seconds
         self.start_timeout = start_timeout
         self.triton_options = tuple(triton_options)
+        self.credentials, self.headers = credentials, headers
         self.environment = environment
-        self.process: subprocess.Popen[bytes] | None = None
+        self.triton: Triton | None = None
+        self._wanted = {"grpc": grpc_port, "metrics": metrics_port}
+        if http_port is not None:
+            self._wanted["http"] = http_port
+        self._address = ""
         self._run_folder: Path | None = None
-        self._shared_memory_lock: SharedMemoryLock | None = None
-        self._log_pump: threading.Thread | None = None
-        self._log: collections.deque[str] = collections.deque(maxlen=KEPT_LOG_LINES)
-        self._drained = threading.Event()
-        self._last_unload = 0.0
-        self._stubs: dict[int, str] = {}
+        self._lock: ServerLock | None = None
 
     @property
     def url(self) -> str:
         """The gRPC address to give to a client, e.g. "127.0.0.1:8001"."""
-        return f"{self._client_host}:{self.grpc_port}"
+        return f"{url_host(self._address or resolve(self.host))}:{self.grpc_port}"
 
     @property
     def http_url(self) -> str:
-        return f"http://{self._client_host}:{self.http_port}"
+        return f"http://{url_host(self._address or resolve(self.host))}:{self.http_port}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self._client_host}:{self.metrics_port}/metrics"
+        return f"http://{url_host(self._address or resolve(self.host))}:{self.metrics_port}/metrics"
 
     @property
-    def _client_host(self) -> str:
-        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(
-            self.host, f"[{self.host}]" if ":" in self.host else self.host
-        )
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The tritonserver that runs, or ran last."""
+        return self.triton.process if self.triton else None
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -153,46 +152,79 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Start Triton and wait until all models are loaded.
+        """Start Triton and wait until all models are loaded; up to START_ATTEMPTS times where an accident ends it.
 
-        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models, and
+        Raises a ServerEnvironmentError for what the machine lacks, RepositoryError for a repository without models or
+        whose files changed, and
         StartupError when Triton ends or takes longer than `start_timeout`.
         """
-        if self.process is not None:
+        if self.triton is not None:
             raise RuntimeError("this server was already started; make a new TritonServer to start another")
-        instances = count_instances(self.repository)
-        refuse_mixed_versions(self.repository)
-        refuse_plans(self.repository)
+        release = current(self.repository)
+        verify(release)
+        instances = count_instances(release)
+        refuse_plans(release)
         environment = self.environment or server_environment()
-        self._choose_ports()
-        check_ports(self.host, {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port})
-        remove_abandoned_shared_memory()
-        check_shared_memory(instances)
-        try:
-            self._shared_memory_lock = SharedMemoryLock()
-            temporary = tempfile.gettempdir()
-            self._run_folder = Path(
-                tempfile.mkdtemp(prefix="shelfwise-server-", dir=temporary if is_unquoted(temporary) else "/tmp")
-            )
-            self._launch(environment, self._run_folder, self._shared_memory_lock)
-            self._wait_until_loaded()
-            self._stubs = _stub_processes(self.process.pid) if self.process else {}
-        except BaseException:
-            self.stop(grace_seconds=0)
-            raise
+        self._address = resolve(self.host)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            remove_abandoned()
+            self._choose_ports()
+            check_shared_memory(instances)
+            try:
+                self._launch(environment, release, attempt)
+                self._wait_until_loaded()
+                return
+            except _Accident as accident:
+                self.stop(grace_seconds=0)
+                if attempt == START_ATTEMPTS:
+                    raise StartupError(f"{accident} ({attempt} times in a row)") from None
+                logger.warning("%s\nstarting it again (%d of %d)", accident, attempt + 1, START_ATTEMPTS)
+            except BaseException:
+                self.stop(grace_seconds=0)
+                raise
 
-    def wait_until_ready(
-        self,
-        timeout: float = 60.0,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> list[str]:
-        """Send one true inference through every ensemble; returns their names. Raises readiness.NotReady.
+    def wait_until_ready(self, timeout: float = 60.0, *, model: str | None = None) -> list[str]:
+        """Send one true inference through every ensemble, or those that `model` is or is part of; returns their names.
 
-        `credentials` and `headers` are what a caller needs when `triton_options` ask for TLS or gate the protocols.
+        Raises readiness.NotReady.
         """
-        return readiness.check(self.url, self.repository, timeout, credentials=credentials, headers=headers)
+        return readiness.check(
+            self.url,
+            self.release or self.repository,
+            timeout,
+            model=model,
+            credentials=self.credentials,
+            headers=self.headers,
+        )
+
+    def restart(self) -> None:
+        """End what is left of Triton and start it again on the same ports. Raises what `start` raises."""
+        self.stop(grace_seconds=0)
+        self.triton = None
+        self._wanted |= {"grpc": self.grpc_port, "metrics": self.metrics_port}
+        if self.http_port is not None:
+            self._wanted["http"] = self.http_port
+        self.start()
+
+    def reload(self, models: Iterable[str]) -> None:
+        """Have Triton load models anew while it goes on serving the others, and these from what is left of them.
+
+        Needs `model_control`. Raises ServerError when Triton refuses.
+        """
+        with readiness.connect(self.url, self.credentials) as client:
+            for model in models:
+                try:
+                    config = client.get_model_config(model, headers=self.headers, as_json=True)["config"]
+                    # Triton keeps the processes of a model whose configuration is as it was.
+                    config.setdefault("parameters", {})["loaded"] = {"string_value": secrets.token_hex(4)}
+                    client.load_model(model, headers=self.headers, config=json.dumps(config))
+                except InferenceServerException as error:
+                    raise ServerError(f"{model} was not loaded anew: {error.message()}") from None
+
+    def announce_stop(self) -> None:
+        """Turn the readiness probes of this machine red; the server goes on answering."""
+        if self._lock is not None:
+            self._lock.announce_stop()
 
     def stop(self, grace_seconds: float | None = None) -> int | None:
         """Let in-flight requests finish (at most `grace_seconds`), end Triton and clean up after it.
@@ -201,98 +233,58 @@ class TritonServer:
         no harm.
         """
         grace = self.grace_seconds if grace_seconds is None else grace_seconds
-        process = self.process
-        if process is not None:
-            if process.poll() is None and grace > 0:
-                process.terminate()
-                self._wait_for_end(process, grace)
-            self.kill()
-        if self._log_pump is not None:
-            self._log_pump.join(timeout=5)
-        if self._shared_memory_lock is not None:
-            self._shared_memory_lock.release()
-            self._shared_memory_lock = None
+        status = self.triton.end(grace) if self.triton is not None else None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._run_folder is not None:
             shutil.rmtree(self._run_folder, ignore_errors=True)
             self._run_folder = None
-        if process is None:
-            return None
-        return 0 if self._drained.is_set() else process.returncode
-
-    def _wait_for_end(self, process: subprocess.Popen[bytes], grace_seconds: float) -> None:
-        """Wait until Triton has ended, until its time is up, or until it has nothing left to do and does not end.
-
-        The last happens with the gRPC front end of 24.10: a request whose client gave up at the wrong moment is
-        answered but never released, and its model is never unloaded.
-        """
-        deadline = time.monotonic() + grace_seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-            if self._drained.is_set() and time.monotonic() > self._last_unload + UNLOAD_SECONDS:
-                return
+        return status
 
     def kill(self) -> None:
-        """End Triton and its stubs at once (SIGKILL to their process group)."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):  # all have ended
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    def killed_models(self) -> list[str]:
-        """Model instances ("prepare_product_0_0") whose process has died: Triton neither reaps nor replaces it."""
-        if self.process is not None:
-            with contextlib.suppress(OSError):  # Triton has ended
-                self._stubs |= _stub_processes(self.process.pid)  # those of models that were loaded since
-        return [name for pid, name in self._stubs.items() if _process_state(pid) == "Z"]
-
-    def log_excerpt(self) -> str:
-        """What Triton's log says about a failure: the reason for each model, else its errors, else its last lines."""
-        return excerpt(list(self._log))
+        """End Triton and its stubs at once."""
+        if self.triton is not None:
+            self.triton.kill()
 
     def _choose_ports(self) -> None:
-        wanted = [self.http_port, self.grpc_port, self.metrics_port]
-        free = iter(free_ports(self.host, wanted.count(0)))
-        self.http_port, self.grpc_port, self.metrics_port = (port or next(free) for port in wanted)
+        free = iter(free_ports(self._address, list(self._wanted.values()).count(0)))
+        ports = {purpose: port or next(free) for purpose, port in self._wanted.items()}
+        check_ports(self._address, ports)
+        self.grpc_port, self.metrics_port, self.http_port = ports["grpc"], ports["metrics"], ports.get("http")
 
-    def _launch(self, environment: ServerEnvironment, folder: Path, shared_memory: SharedMemoryLock) -> None:
-        repository = self.repository
+    def _launch(self, environment: ServerEnvironment, release: Path, attempt: int) -> None:
+        self._run_folder = folder = run_folder()
+        self._lock = lock = ServerLock(self.grpc_port)
+        name = f"{socket.gethostname()}-{self.grpc_port}"
+        if self.model_control and release != self.repository:
+            release = serve_through(self.repository, name, release)
+        repository = self.release = release
         if not is_unquoted(str(repository)):
+            (folder / "models").symlink_to(repository)
             repository = folder / "models"
-            repository.symlink_to(self.repository)
-        backends = lay_out_backends(environment, folder / "backends")
-        command = self._command(environment, repository, backends, shared_memory.prefix)
-        # Unbuffered; a copy of descriptor 2 is the true standard error also where sys.stderr was replaced.
-        log: IO[bytes] = open(self.log_file or os.dup(2), "ab", buffering=0)  # noqa: SIM115 (closed by the log's thread)
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment.process_environment(),
-            cwd=folder,
-            pass_fds=[shared_memory.descriptor],
-            start_new_session=True,  # a group of its own: Ctrl-C in a terminal reaches this process only, once
-        )
-        self._log_pump = threading.Thread(
-            target=self._pump_log, args=(self.process.stdout, log), name="triton-log", daemon=True
-        )
-        self._log_pump.start()
+        backends = environment.backends or lay_out_backends(environment, folder / "backends")
+        command = self._command(environment, repository, backends, lock.prefix)
+        command.append(f"--id={name}")  # by which a roll-out finds the link
+        if attempt > 1:  # what aborts a start is stubs that start side by side on a busy machine
+            command.append("--model-load-thread-count=1")
+        self.triton = Triton(command, environment.process_environment(), folder, lock.descriptor, self.log_file)
 
     def _command(
         self, environment: ServerEnvironment, repository: Path, backends: Path, shared_memory_prefix: str
     ) -> list[str]:
+        grpc_address = f"[{self._address}]" if ":" in self._address else self._address
+        http_address = f"ipv6:{self._address}" if ":" in self._address else self._address
         command = [
             str(environment.tritonserver),
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             f"--cache-directory={environment.caches}",
-            f"--http-address={self.host}",
-            f"--http-port={self.http_port}",
-            f"--grpc-address={self.host}",
+            f"--grpc-address={grpc_address}",
             f"--grpc-port={self.grpc_port}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={http_address}",
             f"--metrics-port={self.metrics_port}",
-            "--allow-gpu-metrics=false",  # it needs DCGM, which pip does not bring
+            f"--allow-gpu-metrics={str(environment.backends is not None).lower()}",  # DCGM, which pip does not bring
             "--strict-readiness=true",
             "--exit-on-error=true",
             f"--exit-timeout-secs={max(1, round(self.grace_seconds))}",
@@ -300,122 +292,63 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={max(1, round(self.start_timeout))}",
         ]
-        models = [config.name for config in served.model_configs(repository)]
-        whole = len(models) == sum(path.is_dir() and path.name[0] != "." for path in repository.iterdir())
-        if self.model_control or not whole:  # what was not exported, or is no model, is left out by naming the others
-            command.append("--model-control-mode=explicit")
-            command += [f"--load-model={name}" for name in (["*"] if whole else models)]
+        if self.http_port is None:
+            command.append("--allow-http=false")
+        else:
+            command += [f"--http-address={http_address}", f"--http-port={self.http_port}"]
+        if self.model_control:
+            command += ["--model-control-mode=explicit", "--load-model=*"]
         else:
             command.append("--model-control-mode=none")
-        if not self.model_control:
-            key = secrets.token_hex(16)  # known to nobody: there is no header that opens these protocols
-            command += [
-                f"--grpc-restricted-protocol={CONTROL_PROTOCOLS}:shelfwise-control={key}",
-                f"--http-restricted-api={CONTROL_PROTOCOLS}:shelfwise-control={key}",
-            ]
+        gated = [] if self.model_control else [*CONTROL_PROTOCOLS]
+        gated += [] if self.shared_memory else [SHARED_MEMORY_PROTOCOL]
+        if gated:
+            # A key that is told to nobody; whoever can read this command line is on this machine, where Triton is in
+            # model control mode "none", or told so by its owner.
+            gate = f"{','.join(gated)}:shelfwise-control={secrets.token_hex(16)}"
+            command += [f"--grpc-restricted-protocol={gate}", f"--http-restricted-api={gate}"]
         return [*command, *self.triton_options]
 
-    def _pump_log(self, source: IO[bytes], sink: IO[bytes]) -> None:
-        for line in source:
-            text = line.decode(errors="replace").rstrip("\n")
-            self._log.append(text)
-            if DRAINED in text or UNLOADED in text:
-                self._last_unload = time.monotonic()
-            if DRAINED in text:
-                self._drained.set()
-            with contextlib.suppress(OSError):  # a full disk or a closed terminal must not stop the server
-                sink.write(line)
-        sink.close()
-
     def _wait_until_loaded(self) -> None:
-        assert self.process is not None
+        """Triton listens when all its models are loaded, and on these ports it is this Triton that does."""
+        assert self.triton is not None
         deadline = time.monotonic() + self.start_timeout
-        while not self._loaded():
-            if self.process.poll() is not None:
-                assert self._log_pump is not None
-                self._log_pump.join(timeout=5)
-                raise StartupError(
-                    f"tritonserver ended with status {self.process.returncode} while loading {self.repository}:\n"
-                    f"{self.log_excerpt()}"
-                )
+        ports = [port for port in (self.grpc_port, self.metrics_port, self.http_port) if port is not None]
+        while not self.triton.listens(ports):
+            if self.triton.process.poll() is not None:
+                ended = f"tritonserver ended {self.triton.how_it_ended()} while loading {self.repository}"
+                reason = self.triton.log_excerpt()
+                taken = PORT_TAKEN in reason and 0 in self._wanted.values()
+                kind = _Accident if self.triton.process.returncode < 0 or taken else StartupError
+                raise kind(f"{ended}:\n{reason}")
             if time.monotonic() > deadline:
                 raise StartupError(
                     f"tritonserver did not load {self.repository} within {self.start_timeout:g} s; its log ends:\n"
-                    f"{self.log_excerpt()}"
+                    f"{self.triton.log_excerpt()}"
                 )
             time.sleep(0.05)
-
-    def _loaded(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=2) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
+        self.triton.killed_models()  # learns whose process is whose
 
 
-def _stub_processes(triton: int) -> dict[int, str]:
-    """Triton's child processes for Python models: process id -> name of the model instance, its ninth argument."""
-    names = {}
-    for task in Path(f"/proc/{triton}/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread or a process that ended meanwhile
-            for pid in map(int, (task / "children").read_text().split()):
-                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if arguments[0].endswith(b"triton_python_backend_stub"):
-                    names[pid] = arguments[8].decode()
-    return names
+class _Accident(StartupError):
+    """Triton was killed by a signal while it loaded, or another process was faster to take a port."""
 
 
-def _process_state(pid: int) -> str:
-    """The state letter of a process as in ps ("S", "R", "Z" …), "" when there is none of that id."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
+def run_folder() -> Path:
+    """A new folder for the backends, whose libraries Triton maps. Raises ServerEnvironmentError where it cannot."""
+    temporary = tempfile.gettempdir()
+    parent = Path(temporary if is_unquoted(temporary) else "/tmp")
+    refuse_noexec(parent)
+    return Path(tempfile.mkdtemp(prefix="shelfwise-server-", dir=parent))
 
 
-class SharedMemoryLock:
-    """The prefix of one server's regions in /dev/shm, and the lock that says that one of its processes still lives.
-
-    The lock is a flock on `/dev/shm/<prefix>lock`; Triton and its stubs inherit the open file, and with it the lock.
-    """
-
-    def __init__(self) -> None:
-        self.prefix = f"{SHARED_MEMORY_PREFIX}{secrets.token_hex(6)}-"
-        self.path = SHARED_MEMORY / f"{self.prefix}lock"
-        self.descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-
-    def release(self) -> None:
-        """Remove the server's regions and the lock. All its processes must have ended."""
-        _remove_regions(self.prefix)
-        os.close(self.descriptor)
-
-
-def remove_abandoned_shared_memory() -> list[str]:
-    """Remove the regions of servers that no longer run (killed, crashed). Returns their prefixes."""
-    removed = []
-    for path in SHARED_MEMORY.glob(f"{SHARED_MEMORY_PREFIX}*-lock"):
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except OSError:
-            continue  # another user's, or removed a moment ago
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its server lives
-        else:
-            prefix = path.name.removesuffix("lock")
-            _remove_regions(prefix)
-            removed.append(prefix)
-        finally:
-            os.close(descriptor)
-    return removed
-
-
-def _remove_regions(prefix: str) -> None:
-    for path in SHARED_MEMORY.glob(f"{prefix}*"):
-        path.unlink(missing_ok=True)
+def refuse_noexec(folder: Path) -> None:
+    """Refuse a folder whose files cannot be mapped as libraries. Raises ServerEnvironmentError."""
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise ServerEnvironmentError(
+            f"{folder} is mounted noexec, so that Triton cannot load its backends from there (failed to map segment "
+            "from shared object); set TMPDIR to a folder on another file system"
+        )
 
 
 def is_unquoted(path: str) -> bool:
@@ -426,33 +359,16 @@ def is_unquoted(path: str) -> bool:
 def count_instances(repository: Path) -> int:
     """How many processes Triton will start for a repository's Python and ONNX models.
 
-    Raises RepositoryError when the folder does not exist or holds no model.
+    Raises RepositoryError when a configuration cannot be read.
     """
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository} is not a folder; `shelfwise export BUNDLE` writes a model repository")
-    try:
-        configs = served.model_configs(repository)
-    except ValueError as error:
-        raise RepositoryError(f"a model's configuration cannot be read: {error}") from None
-    if not configs:
-        raise RepositoryError(
-            f"{repository} holds no model (a folder NAME with a config.pbtxt); export a bundle into it"
-        )
     count = 0
-    for config in configs:
-        if served.is_ensemble(config):
+    for config in model_configs(repository):
+        if is_ensemble(config):
             continue
         onnx = bool(list((repository / config.name).glob("*/model.onnx")))
         # Triton's default: two instances of an ONNX model on a CPU, one of any other.
         count += sum(group.count or 1 for group in config.instance_group) or (2 if onnx else 1)
     return count
-
-
-def refuse_mixed_versions(repository: Path) -> None:
-    """Refuse an ensemble whose steps are of another version: wrong answers that look right. Raises RepositoryError."""
-    mixed = served.mixed_versions(repository, served.model_configs(repository))
-    if mixed:
-        raise RepositoryError("; ".join(mixed.values()))
 
 
 def refuse_plans(repository: Path) -> None:
@@ -463,98 +379,3 @@ def refuse_plans(repository: Path) -> None:
         raise RepositoryError(str(error)) from None
     if reasons:
         raise RepositoryError("; ".join(f"{model}: {reason}" for model, reason in reasons.items()))
-
-
-def excerpt(lines: Sequence[str]) -> str:
-    """The lines of a Triton log that explain a failed start."""
-    messages: list[list[str]] = []
-    for line in lines:
-        if LOG_LINE.match(line) or not messages:
-            messages.append([line])
-        else:
-            messages[-1].append(line)  # a traceback, a table: part of the message before
-    errors = ["\n".join(message) for message in messages if re.match(r"[EF]\d{4} ", message[0])]
-    failures: dict[str, str] = {}
-    for error in errors:
-        failed = FAILED_MODEL.search(error)
-        if failed:
-            reason = failed["reason"].strip().strip('"').replace("\\n", "\n").strip()
-            failures.setdefault(failed["model"], reason)
-    if failures:
-        return "\n".join(f"{model}: {reason}" for model, reason in failures.items())
-    return "\n".join(errors[-10:] or lines[-20:])
-
-
-def serve(
-    server: TritonServer,
-    *,
-    credentials: grpc.ChannelCredentials | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> int:
-    """Run a server in the foreground until it is told to stop. Returns the exit status.
-
-    SIGTERM and SIGINT let in-flight requests finish; a second one ends the server at once. When the server is ready,
-    its addresses and a table of the ensembles are printed to stdout. `credentials` and `headers` as in
-    `TritonServer.wait_until_ready`. Raises what TritonServer.start and wait_until_ready raise, and ServerError when
-    Triton ends by itself or the process of a model was killed: Triton would go on answering errors for that model, a
-    supervisor can start the server again.
-    """
-    stopping = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        if stopping:
-            server.kill()
-            return
-        stopping = True
-        raise _StopRequested
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        server.start()
-        ensembles = server.wait_until_ready(credentials=credentials, headers=headers)
-        _print_ready(server, ensembles)
-        _watch(server)
-    except _StopRequested:
-        print(f"Stopping: in-flight requests have {server.grace_seconds:g} s to finish.", file=sys.stderr, flush=True)
-    finally:
-        stopping = True
-        status = server.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return status or 0
-
-
-def _watch(server: TritonServer) -> NoReturn:
-    """Wait for the end of a running server, or of one of its model processes."""
-    assert server.process is not None
-    while server.process.poll() is None:
-        time.sleep(WATCH_SECONDS)
-        killed = server.killed_models()
-        if killed:
-            raise ServerError(
-                f"the process of {', '.join(killed)} was killed; stopping, since Triton does not replace it"
-            )
-    raise ServerError(f"tritonserver ended by itself with status {server.process.returncode}:\n{server.log_excerpt()}")
-
-
-class _StopRequested(BaseException):
-    """Raised out of whatever the main thread waits for when a signal asks to stop."""
-
-
-def _print_ready(server: TritonServer, ensembles: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("ensemble", "inputs", "outputs", title=f"Serving {server.repository}", title_justify="left")
-    for config in served.model_configs(server.repository):
-        if config.name in ensembles:
-            table.add_row(config.name, _tensors(config.input), _tensors(config.output))
-    console = Console()
-    console.print(table)
-    console.print(f"gRPC {server.url}   HTTP {server.http_url}   metrics {server.metrics_url}", highlight=False)
-    console.file.flush()
-
-
-def _tensors(tensors: Sequence[Any]) -> str:
-    return ", ".join(f"{tensor.name} {readiness.type_name(tensor)}{list(tensor.dims)}" for tensor in tensors)

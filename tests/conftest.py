@@ -102,12 +102,13 @@ def train_sample_categorizer(feed: Path, run: Path) -> None:
 
 @pytest.fixture(scope="session")
 def categorize_repository(categorize_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle exported to a repository of its own."""
+    """The release of a repository of its own that the bundle was exported to."""
     from export.bundles import export_bundle
+    from repository.release import current
 
-    repository = tmp_path_factory.mktemp("served") / "model_repository"
+    repository = tmp_path_factory.mktemp("served") / "repository"
     export_bundle(categorize_bundle, repository)
-    return repository
+    return current(repository)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +117,7 @@ def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.Temp
     from serving.server import TritonServer
 
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log)
+    server = TritonServer(categorize_repository, grpc_port=0, metrics_port=0, log_file=log)
     with server:
         yield server
 
@@ -153,24 +154,26 @@ def train_sample_matcher(feed: Path, run: Path) -> None:
 
 @pytest.fixture(scope="session")
 def colour_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The colour matcher exported to a repository of its own."""
+    """The release of a repository of its own that the colour matcher was exported to."""
     from export.bundles import export_bundle
+    from repository.release import current
 
-    repository = tmp_path_factory.mktemp("served") / "model_repository"
+    repository = tmp_path_factory.mktemp("served") / "repository"
     export_bundle(colour_bundle, repository)
-    return repository
+    return current(repository)
 
 
 @pytest.fixture(scope="session")
 def fused_repository(colour_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour matcher exported for a GPU: a Python model with the fused matcher, which runs in torch on a CPU."""
     import shelfwise
+    from repository.release import current
 
-    repository = tmp_path_factory.mktemp("fused") / "model_repository"
+    repository = tmp_path_factory.mktemp("fused") / "repository"
     command = ["export", str(colour_bundle), "--target", "gpu", "--repository", str(repository)]
     result = CliRunner().invoke(shelfwise.app, command)
     assert result.exit_code == 0, result.output
-    return repository
+    return current(repository)
 
 
 @pytest.fixture(scope="session")
@@ -179,5 +182,5 @@ def colour_server(colour_repository: Path, tmp_path_factory: pytest.TempPathFact
     from serving.server import TritonServer
 
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    with TritonServer(colour_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+    with TritonServer(colour_repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         yield server

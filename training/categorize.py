@@ -24,8 +24,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
+from catalogue.class_report import ClassReport
 from catalogue.feed import FeedError
-from catalogue.product import PATH_SEPARATOR
+from catalogue.product import PATH_SEPARATOR, SPLITS
 from catalogue.store import Store
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
@@ -168,6 +169,7 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         if len(categories) < 2:
             raise FeedError(f"{store.feed} names {len(categories)} categories; a categorizer needs at least 2")
         self.taxonomy = Taxonomy.from_paths(categories)
+        self.notes += ClassReport.of(store.categories, [SPLITS[split] for split in store.splits]).warnings()
         self.tokenizer, self.encoders = make_encoders(store, settings)
         self.encoders.to(accelerator.device)
         self.examples = make_examples(store, self.tokenizer, self.taxonomy)

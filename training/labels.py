@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from catalogue.atomic import atomic_file
-from catalogue.product import PATH_SEPARATOR
+from catalogue.product import PATH_SEPARATOR, normal_label
 
 NEIGHBOURS = 20
 BLOCK_BYTES = 64 * 2**20
@@ -276,9 +276,10 @@ def class_names(paths: Sequence[tuple[str, ...]], naming: Naming = "path") -> li
     for c, path in enumerate(paths):
         if not path or not all(name.strip() for name in path):
             raise ValueError(f"class {c} has an empty name: {path!r}")
-        if path in first:
-            raise ValueError(f"classes {first[path]} and {c} have the same name {PATH_SEPARATOR.join(path)!r}")
-        first[path] = c
+        spelling = tuple(map(normal_label, path))
+        if spelling in first:
+            raise ValueError(f"classes {first[spelling]} and {c} have the same name {PATH_SEPARATOR.join(spelling)!r}")
+        first[spelling] = c
     if naming == "path":
         return [PATH_SEPARATOR.join(path) for path in paths]
     if naming != "leaf":

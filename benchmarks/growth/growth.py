@@ -158,7 +158,7 @@ def grown_requests(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "triton.log"
         with (
-            TritonServer(served.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server,
+            TritonServer(served.repository, grpc_port=0, metrics_port=0, log_file=log) as server,
             ShelfwiseClient(server.url, timeout=60.0) as client,
         ):
             for size in REQUEST_ROWS:

@@ -32,6 +32,7 @@ from export.bundles import export_bundle
 from export.match_colours import pair_present
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.tokenizer import encode
+from repository.release import RELEASE_FILE, current
 from serving.server import TritonServer
 from training.match_colours import (
     COLOUR_MATCHER,
@@ -57,12 +58,12 @@ def main(quick: bool, output: Path) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = untrained_bundle(Path(folder))
-        repository = Path(folder) / "model_repository"
-        export_bundle(Path(folder) / "bundle", repository)
+        export_bundle(Path(folder) / "bundle", Path(folder) / "repository")
+        repository = current(Path(folder) / "repository")
         session = onnxruntime.InferenceSession(repository / "colour_matcher" / "1" / "model.onnx")
         photos = [product.images[0] for product in bundle.samples]
         log = Path(folder) / "triton.log"
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             with ShelfwiseClient(server.url, timeout=60.0) as client:
                 for n, m in QUICK_SIZES if quick else SIZES:
                     row = measure(client, session, bundle, [photos[i % len(photos)] for i in range(n)], m, quick)
@@ -70,9 +71,10 @@ def main(quick: bool, output: Path) -> None:
                     rows.append(row)
                 rows += broken_down(client, server, [photos[i] for i in range(BROKEN_DOWN[0])], BROKEN_DOWN[1], quick)
             rows.append({"matcher": "dynamic batches", **mixed(server, photos, quick)})
+        (repository / RELEASE_FILE).unlink()  # a configuration is changed
         config = repository / MATCHER / "config.pbtxt"
         config.write_text(config.read_text().replace("dynamic_batching { }", ""))
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             rows.append({"matcher": "one request at a time", **mixed(server, photos, quick)})
         print(*rows[-2:], sep="\n")
     results.write("serving-colours", rows, ("torch", "onnxruntime", "tritonclient", "numpy"), output)

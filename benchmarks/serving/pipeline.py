@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,10 +59,11 @@ class Preprocessing:
 
     def __init__(self, repository: Path) -> None:
         folder = newest(repository, "prepare_product")
-        specification = importlib.util.spec_from_file_location("served_images", folder / "images.py")
+        specification = importlib.util.spec_from_file_location("served_images", folder / "images" / "__init__.py")
         assert specification is not None
         assert specification.loader is not None
         images = importlib.util.module_from_spec(specification)
+        sys.modules["served_images"] = images  # a package: its files import each other
         specification.loader.exec_module(images)
         self.decode_image = images.decode_image
         sizes = json.loads((folder / "preprocessing.json").read_text())

@@ -20,7 +20,8 @@ from benchmarks.serving.clip_checkpoint import clip_checkpoint
 from benchmarks.serving.load import Target
 from benchmarks.serving.subjects import CLIP, ROOT, Subject
 from benchmarks.serving.targets import GrpcTarget, HttpTarget, InfinityTarget
-from serving.environment import free_ports, locate
+from serving.addresses import free_ports
+from serving.environment import locate
 
 FOLDER = Path(__file__).resolve().parent / "rivals"
 START_SECONDS = 120.0

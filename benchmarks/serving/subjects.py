@@ -36,6 +36,7 @@ from models.encoders import (
     small_text_encoder,
 )
 from models.tokenizer import set_length, train_tokenizer
+from repository.release import current
 from training.categorize import CATEGORIZER, SERVED_TOP_K, CategorizerBundle, CategorizerConfig
 from training.labels import neighbour_semantic, neighbours_of_embeddings
 
@@ -47,6 +48,7 @@ SOURCES = (
     "export",
     "model_repository",
     "models",
+    "repository",
     "training/bundle.py",
 )
 PRODUCTS = 64
@@ -57,7 +59,7 @@ SHARPNESS = 20.0
 
 @dataclass(frozen=True)
 class Subject:
-    """An exported repository and the products to ask it about, each with an image and a title."""
+    """An exported release and the products to ask it about, each with an image and a title."""
 
     name: str
     repository: Path
@@ -113,9 +115,9 @@ def subject(name: str) -> Subject:
         for outdated in folder.parent.glob(f"{short}-*"):
             shutil.rmtree(outdated)
         CATEGORIZER.save(folder / "bundle", random_bundle(name, products))
-        export_bundle(folder / "bundle", folder / "model_repository")
+        export_bundle(folder / "bundle", folder / "repository")
         (folder / "complete").touch()
-    return Subject(name, folder / "model_repository", folder / "bundle", products)
+    return Subject(name, current(folder / "repository"), folder / "bundle", products)
 
 
 def random_bundle(name: str, products: list[Product]) -> CategorizerBundle:

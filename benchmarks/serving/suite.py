@@ -88,7 +88,7 @@ def measure_subject(subject: Subject, plan: Plan) -> Iterator[Row]:
     expected = joined([pipeline([product.images[0]], [product.title]) for product in traffic.products])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         log = Path(folder) / "triton.log"
-        with TritonServer(subject.repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
+        with TritonServer(subject.repository, grpc_port=0, metrics_port=0, log_file=log) as server:
             assert server.process is not None
             triton = GrpcTarget(TRITON, server.url, server.process.pid)
             raw = TritonclientTarget(TRITON, server.url, server.process.pid)

@@ -24,7 +24,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.subjects import Subject
 from benchmarks.serving.targets import GrpcTarget
-from export.served import is_ensemble
+from repository.configs import is_ensemble
+from repository.release import RELEASE_FILE
 from serving.server import TritonServer
 
 MODEL = "categorizer"
@@ -117,7 +118,7 @@ def _measure_setting(
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         repository = Path(folder) / "model_repository"
-        shutil.copytree(subject.repository, repository)
+        shutil.copytree(subject.repository, repository, ignore=shutil.ignore_patterns(RELEASE_FILE))  # to be changed
         path = repository / MODEL / "config.pbtxt"
         config = text_format.Parse(path.read_text(), ModelConfig())
         setting.apply(config)
@@ -131,9 +132,7 @@ def _measure_setting(
                     take_turns(config)
                     path.write_text(text_format.MessageToString(config))
         log = Path(folder) / "triton.log"
-        with TritonServer(
-            repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log, triton_options=options
-        ) as server:
+        with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=log, triton_options=options) as server:
             assert server.process is not None
             target = GrpcTarget("triton", server.url, server.process.pid)
             requests = [target.prepare([image], [title]) for image, title in zip(images, titles, strict=True)]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tritonclient.grpc import InferenceServerClient
 
-from export.served import is_ensemble, model_configs
+from repository.configs import read_config, step_names
+from repository.release import current
 
 PARTS = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
 ENSEMBLE = "categorize"
@@ -46,8 +47,7 @@ def read(url: str) -> dict[str, Totals]:
 
 def steps(repository: Path, ensemble: str = ENSEMBLE) -> list[str]:
     """The models behind an ensemble, in order."""
-    config = next(config for config in model_configs(repository) if is_ensemble(config) and config.name == ensemble)
-    return [step.model_name for step in config.ensemble_scheduling.step]
+    return step_names(read_config(ensemble, current(repository)))
 
 
 def breakdown(

@@ -77,6 +77,24 @@ def test_a_group_lies_in_one_split_whatever_the_feed_says() -> None:
     assert not ColourGroups(variants, "train").has_harder
 
 
+@pytest.mark.parametrize(
+    "listings",
+    [
+        (("Black & Purple {}", "Black"), ("Black & Purple {}", "Purple")),
+        (("{} Grey Trousers", "Grey"), ("{} Grey Trousers", "Charcoal")),
+        (("{} Navy Tee", "Navy Blue"), ("{} Red Tee", "Red")),
+        (("{} Olive Green Kurta", "Olive"), ("{} olive  green Kurta", "Green"), ("{} White Kurta", "White")),
+        (("{}黑色白色毛衣", "黑色"), ("{}黑色白色毛衣", "白色")),
+        (("{} Tee", "Red"), ("{} Blue Tee", "Blue")),
+        (("Red Blue", "Red"), ("Red Blue", "Blue"), ("Green Blue", "Green")),
+    ],
+)
+def test_a_design_lies_in_one_split_whichever_colour_it_is_labelled(listings: list[tuple[str, str]]) -> None:
+    for number in range(60):
+        names = [(title.format(f"Acme {number}"), label) for title, label in listings]
+        assert len({variant.split for name in names if (variant := colour_variant(product(*name)))}) == 1, names
+
+
 def check(group: ColourGroup, products: list[Product]) -> None:
     """Every photo shows the colour that its answer names, every colour at most once."""
     assert len(set(group.colours)) == len(group.colours)
@@ -122,5 +140,13 @@ def test_finds_the_groups_of_the_real_feed(real_data: Path) -> None:
     groups = {split: ColourGroups(variants, split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
     assert sum(map(len, groups.values())) > 4000
     assert 380 < len(groups["test"]) < 480
-    names = [set(group.real) for group in groups.values()]
-    assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]
+
+
+def test_no_title_of_the_real_feed_stands_in_two_splits(real_data: Path) -> None:
+    splits: dict[str, set[str]] = {}
+    for each in open_feed(real_data / "fashion-60x80.parquet", "fashion"):
+        variant = colour_variant(each)
+        if variant is not None and each.title:
+            splits.setdefault(" ".join(each.title.lower().split()), set()).add(variant.split)
+    assert len(splits) > 25_000
+    assert [title for title, found in splits.items() if len(found) > 1] == []

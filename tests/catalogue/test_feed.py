@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import shelfwise
 from catalogue.columns import ColumnMapping
 from catalogue.feed import Feed, FeedError, open_feed, write_feed
 from catalogue.product import Product, split_of
@@ -245,15 +244,6 @@ def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, changed, reason, me
     assert (feed.summary.rows, feed.summary.products) == (3, 2)
 
 
-def test_the_command_line_says_how_many_rows_were_left_out_and_why(tmp_path, capsys):
-    rows = [GOOD, {**GOOD, "id": None}, GOOD, GOOD]
-    feed = Feed(parquet(tmp_path / "feed.parquet", rows), MAPPING, on_error="skip")
-    assert len(list(feed)) == 1
-    shelfwise._print_skipped(feed)
-    lines = [line.partition("feed.parquet: ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["2 rows left out: duplicate id", "1 rows left out: missing id"]
-
-
 @pytest.mark.parametrize("nothing", [None, "", "NaN", "nan", "NA", "None", " "])
 def test_missing_titles_entities_and_categories_are_no_errors(tmp_path, nothing):
     row = GOOD | {"title": nothing, "brand": nothing, "low": nothing, "top": nothing, "split": nothing}
@@ -311,7 +301,7 @@ def test_files_that_are_no_feed_are_named(tmp_path):
     with pytest.raises(FeedError, match=r"feed\.parquet: not a readable Parquet file"):
         open_feed(tmp_path / "feed.parquet")
     (tmp_path / "feed.xlsx").write_bytes(b"")
-    with pytest.raises(FeedError, match=r"feed\.xlsx.*\.parquet or \.csv"):
+    with pytest.raises(FeedError, match=r"feed\.xlsx.*\.parquet, \.csv.*not '\.xlsx'"):
         open_feed(tmp_path / "feed.xlsx")
 
 
@@ -380,7 +370,7 @@ def test_a_feed_reached_through_a_link_finds_its_images(folder, tmp_path):
     assert next(iter(open_feed(tmp_path / "linked" / "feed.csv"))).images == (b"a",)
 
 
-@pytest.mark.parametrize("cell", ["images/c.jpg", "images", "loop", "https://example.com/a.jpg", "a\0.jpg", "x" * 5000])
+@pytest.mark.parametrize("cell", ["images/c.jpg", "images", "loop", "a\0.jpg", "x" * 5000])
 def test_image_paths_to_no_readable_file_are_refused(folder, cell):
     with pytest.raises(FeedError, match=r"row 1: (no )?image file"):
         images_of(folder, cell)
@@ -412,7 +402,7 @@ def test_csv_with_byte_order_mark_quoted_lines_and_empty_cells(tmp_path):
         ("2,,t", "wrong number of fields"),
         ("2,,t,A,more", "wrong number of fields"),
         ('2,,"t"x,A', "bad CSV"),
-        ("2,," + "t" * 200_000 + ",A", "bad CSV"),
+        ("2,," + "t" * 5_000_000 + ",A", "bad CSV"),
         ("2,,\udcff,A", "not UTF-8"),
     ],
 )

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogue.feed import FeedError, open_feed
+from catalogue.feed import FeedError, detect_preset, open_feed
 from catalogue.images import decode_image
 from catalogue.product import Product, split_of
 from catalogue.taxonomy import Taxonomy
@@ -150,3 +150,93 @@ def test_real_google_taxonomy(path):
         line for line in lines if (n := line.split("[")[1].split("]")[0].split("-")) and int(n[1]) - int(n[0]) == 1
     ]
     assert len(taxonomy.leaves()) == len(leaves)
+
+
+MERCHANT = """\
+id\ttitle\tdescription\tlink\timage_link\tadditional_image_link\tadditional_image_link\tprice\tbrand\tgtin\
+\tgoogle_product_category\tproduct_type\tcolor\tshipping
+A1\tRed mug\tOf clay\thttps://shop.example/a1\timg/a.jpg\tx\ty\t9.99 EUR\tAcme\t012\
+\tHome &amp; Garden > Kitchen > Mugs\tCups\tRed\tDE:::4.99 EUR
+A2\tCap\t\thttps://shop.example/a2\timg/a.jpg\t\t\t9.99 EUR\t\t\t\tHats > Caps\t\t
+"""
+
+
+@pytest.mark.parametrize(("ending", "separator"), [("tsv", "\t"), ("csv", ",")])
+def test_google_merchant_feeds_are_recognised_and_read(tmp_path, ending, separator):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.jpg").write_bytes(b"x")
+    path = tmp_path / f"feed.{ending}"
+    path.write_text(MERCHANT.replace("\t", separator))
+    assert detect_preset(path) == "google-merchant"
+    assert list(open_feed(path, detect_preset(path))) == [
+        Product(
+            "A1",
+            (b"x",),
+            "Red mug",
+            ("Home & Garden", "Kitchen", "Mugs"),
+            {"brand": "Acme", "base_colour": "Red"},
+            split_of("A1"),
+        ),
+        Product("A2", (b"x",), "Cap", ("Hats", "Caps"), {}, split_of("A2")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "spelled", [str.upper, lambda name: name.replace("_", " "), lambda name: f"g:{name}", lambda name: name.title()]
+)
+def test_columns_are_found_in_every_spelling(tmp_path, spelled):
+    header = "\t".join(map(spelled, ("id", "title", "image_link", "product_type", "color")))
+    path = tmp_path / "feed.tsv"
+    path.write_text(f"{header}\n1\tMug\t\tHome > Mugs\tRed\n")
+    assert detect_preset(path) == "google-merchant"
+    (found,) = open_feed(path, "google-merchant")
+    assert found == Product("1", (), "Mug", ("Home", "Mugs"), {"base_colour": "Red"}, split_of("1"))
+
+
+def test_of_several_spellings_the_one_to_the_letter_counts_or_none(tmp_path):
+    path = tmp_path / "feed.csv"
+    path.write_text("ID,images,title,Title,category\n1,,a,b,A\n")
+    assert [(p.id, p.title) for p in open_feed(path)] == [("1", "a")]
+    path.write_text("id,images,TITLE,Title,category\n1,,a,b,A\n")
+    with pytest.raises(FeedError, match="no column 'title'"):
+        open_feed(path)
+
+
+SHOPIFY = """\
+Handle,Title,Body (HTML),Vendor,Product Category,Type,Published,Option1 Name,Option1 Value,Variant SKU,\
+Image Src,Image Position
+red-mug,Red mug,"<p>Of clay,
+and ""red""</p>",Acme,Home & Garden > Kitchen > Mugs,Cups,true,Size,S,1,a.jpg,1
+red-mug,,,,,,,,M,2,b.jpg,2
+red-mug,,,,,,,,L,3,,
+cap,Cap,,,,Hats > Caps,true,Title,Default Title,4,,
+"""
+
+
+def test_shopify_exports_have_several_rows_a_product(tmp_path):
+    path = tmp_path / "products_export.csv"
+    path.write_text(SHOPIFY)
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").write_bytes(b"b")
+    assert detect_preset(path) == "shopify"
+    feed = open_feed(path, "shopify")
+    assert list(feed) == [
+        Product(
+            "red-mug",
+            (b"a", b"b"),
+            "Red mug",
+            ("Home & Garden", "Kitchen", "Mugs"),
+            {"brand": "Acme"},
+            split_of("red-mug"),
+        ),
+        Product("cap", (), "Cap", ("Hats", "Caps"), {}, split_of("cap")),
+    ]
+    assert (feed.summary.rows, feed.summary.products) == (4, 2)
+
+
+def test_a_bad_photo_of_a_shopify_product_costs_all_its_rows(tmp_path):
+    path = tmp_path / "products_export.csv"
+    path.write_text(SHOPIFY)
+    feed = open_feed(path, "shopify", on_error="skip")
+    assert [p.id for p in feed] == ["cap"]
+    assert feed.summary.skipped == {"missing image file": 3}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogue.product import Product, check_label, join_path, parse_path, split_of
+from catalogue.product import Product, check_label, join_path, normal_label, parse_path, split_of
 
 
 def _product(**changed):
@@ -46,6 +46,10 @@ def test_every_path_of_usable_labels_is_read_back_from_one_line(labels):
         ("A\r", "white space"),
         (" A", "white space"),
         ("", "empty"),
+        ("A>B", "separator"),
+        ("A\u00a0B", "written 'A B'"),
+        ("Cafe\u0301", "written"),
+        ("A &amp; B", "written 'A & B'"),
     ],
 )
 def test_labels_that_a_line_cannot_hold_are_refused(label, complaint):
@@ -53,8 +57,35 @@ def test_labels_that_a_line_cannot_hold_are_refused(label, complaint):
         join_path(("Top", label))
 
 
-def test_a_greater_than_sign_inside_a_word_is_part_of_the_label():
-    assert parse_path("Cables > HDMI->DVI") == ("Cables", "HDMI->DVI")
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("Cables > HDMI->DVI", ("Cables", "HDMI->DVI")),
+        ("Home>Mugs", ("Home", "Mugs")),
+        ("Home> Mugs >Red", ("Home", "Mugs", "Red")),
+        ("Home >> Mugs", ("Home", "Mugs")),
+        ("Laptops > >15 inch", ("Laptops", ">15 inch")),
+        ("Pots > >= 5 l", ("Pots", ">= 5 l")),
+        ("Maps > A=>B", ("Maps", "A=>B")),
+        ("Home &gt; Kitchen &amp; Bath", ("Home", "Kitchen & Bath")),
+    ],
+)
+def test_greater_than_separates_but_in_arrows_and_comparisons(text, path):
+    assert parse_path(text) == path
+    assert parse_path(join_path(path)) == path
+
+
+@given(st.text(st.sampled_from(list("aé>&gt;#39 \u00a0\u0301\u200b\u200d\u00adक्ष\t\u3000\ufeff👩"))))
+@settings(deadline=None)
+def test_a_normal_label_stays_as_it_is(text):
+    normal = normal_label(text)
+    assert normal_label(normal) == normal
+    assert not set(normal) & set("\u00a0\u200b\u00ad\u3000\ufeff\t")
+
+
+@pytest.mark.parametrize("label", ["क्‍ष", "می‌خواهم", "👩‍🚀"])
+def test_joiners_that_change_what_is_seen_are_kept(label):
+    assert normal_label(label) == label
 
 
 def test_white_space_around_labels_is_dropped_and_an_empty_text_is_no_path():

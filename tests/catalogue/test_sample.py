@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catalogue.drawings import DRAWINGS, Pen, Style
+from catalogue.drawings import DRAWINGS
 from catalogue.feed import open_feed
 from catalogue.images import decode_image
+from catalogue.pen import Pen, Style
 from catalogue.product import split_of
 from catalogue.sample import COLOURS, TAXONOMY, generate_sample, sample_products
 from catalogue.taxonomy import Taxonomy

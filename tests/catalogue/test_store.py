@@ -119,6 +119,15 @@ def test_images_that_cannot_be_read_stop_or_are_counted(tmp_path: Path) -> None:
     assert store.notes[0].startswith("1 of 6 images could not be read")
 
 
+def test_rows_left_out_are_told_to_every_run(feed: Path, tmp_path: Path) -> None:
+    twice = tmp_path / "twice.csv"
+    twice.write_text("id,images,title,category\na,,Mug,\na,,Mug,\n,,Mug,\nb,,Cup,\n")
+    for _ in range(2):
+        store = open_store(open_feed(twice, on_error="skip"), tmp_path / "store", 24, 16)
+        assert store.ids == ["a", "b"]
+        assert sorted(store.notes) == ["1 rows left out: duplicate id", "1 rows left out: missing id"]
+
+
 def test_a_feed_none_of_whose_training_images_can_be_read_is_refused(tmp_path: Path) -> None:
     write_feed(tmp_path / "feed.parquet", [product("a", "train", b"no image"), product("b", "test", RED)])
     with pytest.raises(FeedError, match="none of its 1 training images can be read"):

@@ -68,7 +68,7 @@ def test_classes_and_labels_outside_the_taxonomy_are_refused():
         taxonomy.label(-1)
 
 
-@pytest.mark.parametrize("label", ["A > B", "A\nB", "", " A"])
+@pytest.mark.parametrize("label", ["A > B", "A>B", "A\nB", "", " \u200b"])
 def test_labels_that_a_line_cannot_hold_are_refused(label):
     with pytest.raises(ValueError, match="label"):
         Taxonomy([("Top", label)])
@@ -147,6 +147,17 @@ def test_a_list_of_paths_is_read(tmp_path):
     file = tmp_path / "paths.txt"
     file.write_text("# own\nHome > Mugs\n\nApparel > Shoes > Boots\n", encoding="utf-8")
     assert Taxonomy.read_paths(file).paths == (SHOES, MUGS)
+
+
+def test_classes_that_look_alike_are_one_and_found_by_any_spelling(tmp_path):
+    file = tmp_path / "paths.txt"
+    file.write_text("Home > Café\nHome>Cafe\u0301\nHome\u00a0&gt; Café\u200b\nHome > Mugs\n", encoding="utf-8")
+    taxonomy = Taxonomy.read_paths(file)
+    assert taxonomy.paths == (("Home", "Café"), MUGS)
+    assert taxonomy == Taxonomy.from_paths([("Home", "Café"), ("Home ", "Cafe\u0301"), ("Home", "Mugs\ufeff")])
+    assert taxonomy.find("Home>Cafe\u0301") == taxonomy.find("Caf&eacute;") == 0
+    (tmp_path / "google.txt").write_text("1 - A &amp; B\n2 - A & B>C\u00a0D\n")
+    assert Taxonomy.read_google(tmp_path / "google.txt").paths == (("A & B",), ("A & B", "C D"))
 
 
 def test_most_frequent_path_of_a_leaf_wins_and_the_first_of_equals():

@@ -26,7 +26,7 @@ def triton_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scripted_server(triton_log: Path) -> Iterator[TritonServer]:
     """Triton on tests/client/repository: see the model there for what a title makes it do."""
-    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=triton_log)
+    server = TritonServer(REPOSITORY, grpc_port=0, metrics_port=0, log_file=triton_log)
     server.start()
     yield server
     server.stop(grace_seconds=1)

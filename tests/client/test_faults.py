@@ -26,7 +26,7 @@ from client import (
     ShelfwiseError,
     transport,
 )
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 
 from .conftest import REPOSITORY
@@ -51,7 +51,7 @@ def silent_socket() -> Iterator[socket.socket]:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[TritonServer]:
     """A server that the test may stop."""
-    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server = TritonServer(REPOSITORY, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
     server.start()
     yield server
     server.stop(grace_seconds=0)
@@ -112,8 +112,8 @@ def test_server_that_hangs_up_is_retried_until_the_deadline(silent_socket: socke
 
 
 def test_port_of_another_protocol_is_said_so(scripted_server: TritonServer) -> None:
-    refused = pytest.raises(ShelfwiseError, match=str(scripted_server.http_port))
-    with ShelfwiseClient(f"127.0.0.1:{scripted_server.http_port}", timeout=1.0) as client, ends_within(1.0), refused:
+    refused = pytest.raises(ShelfwiseError, match=str(scripted_server.metrics_port))
+    with ShelfwiseClient(f"127.0.0.1:{scripted_server.metrics_port}", timeout=1.0) as client, ends_within(1.0), refused:
         client.categorize(title="a")
 
 
@@ -291,7 +291,7 @@ def guarded_server(tmp_path: Path) -> Iterator[Callable[..., TritonServer]]:
 
     def start(*options: str) -> TritonServer:
         server = TritonServer(
-            REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log", triton_options=options
+            REPOSITORY, grpc_port=0, metrics_port=0, log_file=tmp_path / "log", triton_options=options
         )
         servers.append(server)
         servers[-1].start()

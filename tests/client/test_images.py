@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageOps
 
+from catalogue.images import decode_image
+from catalogue.images.limits import most_pixels
 from client import MAX_IMAGE_BYTES, InvalidInput, encode_image
+from client.images import MAX_PIXELS
+from tests.catalogue.pictures import display_p3
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -114,17 +118,40 @@ def test_numbers_in_a_pillow_image_are_kept_or_refused() -> None:
             encode_image(Image.fromarray(wrong))
 
 
-def test_exif_rotation_of_a_pillow_image_is_applied() -> None:
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, :8] = 255  # left half white
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_of_a_pillow_image_is_applied(orientation: int) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 16, 3), np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate 90 degrees clockwise to view": the left half comes out on top
+    exif[0x0112] = orientation
+    for format, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format, exif=exif, **options)
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+        np.testing.assert_array_equal(decode_image(encode_image(Image.open(file)), *upright.shape[:2]), upright)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0??", b"\0\x08\0\x02\x01\x12\0\x03\0", b"MM\0*\0\0\0\x08\0\x09\x01\x12"])
+def test_pillow_image_with_unreadable_exif_arrives_as_it_is(exif: bytes) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 16, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", exif=exif, quality=100)
-    decoded = decode(encode_image(Image.open(file)))
-    assert decoded.shape == (16, 8, 3)
-    assert decoded[:7].min() > 240
-    assert decoded[9:].max() < 15
+    Image.fromarray(pixels).save(file, "WEBP", lossless=True, exif=exif)
+    np.testing.assert_array_equal(decode_image(encode_image(Image.open(file)), 8, 16), pixels)
+
+
+def test_colour_profile_of_a_pillow_image_travels_with_it() -> None:
+    image = Image.new("RGB", (8, 8), (60, 160, 60))
+    file = io.BytesIO()
+    image.save(file, "PNG", icc_profile=display_p3())
+    direct = decode_image(file.getvalue(), 8, 8)
+    assert (direct[0, 0] != (60, 160, 60)).any()
+    np.testing.assert_array_equal(decode_image(encode_image(Image.open(file)), 8, 8), direct)
+
+
+def test_array_or_pillow_image_of_more_pixels_than_the_server_takes_is_refused() -> None:
+    for image in (np.zeros((5001, 5000), np.uint8), Image.new("L", (5000, 5001))):
+        with pytest.raises(InvalidInput, match="5000x5001 pixels; at most 25000000"):
+            encode_image(image)
+    assert most_pixels("PNG") == MAX_PIXELS
 
 
 def test_pillow_image_of_a_broken_file_is_refused() -> None:

@@ -23,7 +23,7 @@ from client import (
     ShelfwiseError,
 )
 from client.client import MAX_REQUEST_BYTES
-from serving.environment import free_ports
+from serving.addresses import free_ports
 from serving.server import TritonServer
 from tests.triton_state import CANCELLATION_SECONDS, pending_requests, wait_for
 
@@ -218,12 +218,10 @@ def test_server_that_is_gone_gives_every_row_its_error() -> None:
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_restarted_server_costs_no_row(tmp_path: Path, end: str) -> None:
-    http, grpc_port, metrics = free_ports("127.0.0.1", 3)
+    grpc_port, metrics = free_ports("127.0.0.1", 2)
 
     def new_server(log: str) -> TritonServer:
-        return TritonServer(
-            REPOSITORY, http_port=http, grpc_port=grpc_port, metrics_port=metrics, log_file=tmp_path / log
-        )
+        return TritonServer(REPOSITORY, grpc_port=grpc_port, metrics_port=metrics, log_file=tmp_path / log)
 
     server = new_server("first")
     server.start()

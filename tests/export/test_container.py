@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import yaml
+from typer.testing import CliRunner
+
 import shelfwise
 from export import fused_colour_matcher
 from export.match_colours import SERVED_MODULES
-from export.repository import SOURCE
+from repository.configs import SOURCE
+from serving import readiness
 
 ROOT = Path(shelfwise.__file__).parent
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 # Written by the export beside the model.py files, each a copy of a module of the project.
-COPIED = {"images": "catalogue/images.py", "colour_labels": "catalogue/colour_labels.py"}
+COPIED = {"images": "catalogue/images", "colour_labels": "catalogue/colour_labels.py"}
 COPIED |= {"assignment": "models/assignment.py"}
 
 
@@ -51,12 +57,30 @@ def distributions_of(files: list[Path]) -> set[str]:
 
 def test_what_the_container_copies_exists() -> None:
     sources = [source for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]]
-    assert sources == ["serving/requirements-models.txt", "serving/requirements-gpu.txt"]
-    assert all((ROOT / source).is_file() for source in sources)
+    assert {"shelfwise.py", "serving", "export", "catalogue"} <= set(sources)
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_it_installs_what_serve_and_its_probe_import() -> None:
+    files = [
+        ROOT / "shelfwise.py",
+        *(ROOT / "serving").glob("*.py"),
+        ROOT / "export/served.py",
+        ROOT / "export/plans.py",
+    ]
+    wanted = set().union(*map(imported, files)) & {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer", "torch"}
+    assert wanted == {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer"}
+    brought = {"grpc": "tritonclient", "numpy": "tritonclient"}  # by its extra [grpc]
+    assert {brought.get(name, name) for name in wanted} == requirements("requirements-serve.txt")
+    program = "import sys, serving.foreground, serving.readiness; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "False False\n"
 
 
 def test_the_container_installs_what_the_python_models_import_and_nothing_else() -> None:
-    files = [*SOURCE.glob("*/1/model.py"), *(ROOT / file for file in COPIED.values())]
+    copied = [ROOT / path for path in COPIED.values()]
+    files = [*SOURCE.glob("*/1/model.py"), *(file for path in copied for file in [path, *path.glob("*.py")])]
+    files = [file for file in files if file.is_file()]
     assert requirements("requirements-models.txt") == distributions_of(files)
 
 
@@ -64,3 +88,27 @@ def test_for_a_gpu_it_installs_what_the_fused_matcher_imports_too() -> None:
     modules = [ROOT / package / f"{name}.py" for package, names in SERVED_MODULES.items() for name in names]
     files = [SOURCE / "colour_matcher" / "fused_model.py", Path(fused_colour_matcher.__file__), *modules]
     assert distributions_of(files) <= requirements("requirements-gpu.txt")
+
+
+def test_the_kubernetes_and_envoy_files_say_what_serve_does() -> None:
+    deployment, service = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    flags = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    assert pod["terminationGracePeriodSeconds"] > int(flags["lame-duck"]) + int(flags["grace"])
+    assert CliRunner().invoke(shelfwise.app, ["serve", *container["args"], "--help"]).exit_code == 0
+    probe = container["readinessProbe"]
+    assert probe["exec"]["command"][1:] == ["shelfwise.py", "ready"]
+    assert probe["timeoutSeconds"] > inspect.signature(readiness.check).parameters["timeout"].default
+    assert [port["port"] for port in service["spec"]["ports"]] == [8001]
+    envoy = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text())["static_resources"]
+    (manager,) = envoy["listeners"][0]["filter_chains"][0]["filters"]
+    filters = {
+        item["name"].rpartition(".")[2]: item["typed_config"] for item in manager["typed_config"]["http_filters"]
+    }
+    assert list(filters) == ["jwt_authn", "local_ratelimit", "buffer", "router"]
+    route = manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]
+    methods = re.compile(route["match"]["safe_regex"]["regex"])
+    assert methods.fullmatch("/inference.GRPCInferenceService/ModelInfer")
+    for method in ("SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"):
+        assert not methods.fullmatch(f"/inference.GRPCInferenceService/{method}")

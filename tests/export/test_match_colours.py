@@ -30,10 +30,11 @@ from export.match_colours import (
 from export.onnx_graphs import ExportError
 from export.parity import ParityError
 from export.precision import Precision, Runtime
-from export.repository import published_versions
 from export.system import ExportTarget
 from models.colour_matcher import ColourMatcher
 from models.matcher import Matcher, MatcherConfig
+from repository.publish import LOCK_FILE
+from repository.release import release_numbers
 from training.match_colours import COLOUR_MATCHER, ColourMatcherBundle, sample_groups
 
 
@@ -152,7 +153,7 @@ def test_fused_matcher_that_answers_differently_is_not_published(
     monkeypatch.setattr(match_colours, "save_fused", spoil)
     with pytest.raises(ParityError, match=r"colour_matcher: the Python model differs from PyTorch: probability"):
         export_bundle(colour_bundle, tmp_path / "repository", target=ExportTarget(Runtime.GPU))
-    assert published_versions(tmp_path / "repository", "match_colours") == []
+    assert release_numbers(tmp_path / "repository") == []
 
 
 def test_what_the_kernel_does_not_have_is_refused_for_a_gpu(colour_bundle: Path, tmp_path: Path) -> None:
@@ -190,7 +191,8 @@ def test_a_feed_without_products_in_several_colours_is_refused(colour_bundle: Pa
 def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Path, colour_repository: Path) -> None:
     root = Path(shelfwise.__file__).parent
     for model, name, source in (
-        ("prepare_colours", "images.py", "catalogue/images.py"),
+        ("prepare_colours", "images/__init__.py", "catalogue/images/__init__.py"),
+        ("prepare_colours", "images/raster.py", "catalogue/images/raster.py"),
         ("prepare_colours", "colour_labels.py", "catalogue/colour_labels.py"),
         ("assign_colours", "assignment.py", "models/assignment.py"),
     ):
@@ -201,7 +203,6 @@ def test_repository_holds_what_training_used_and_real_requests(colour_bundle: Pa
     sample = sample_groups(COLOUR_MATCHER.load(colour_bundle).samples)[0]
     assert [base64.b64decode(image) for image in requests[0]["images"]] == [product.images[0] for product in sample]
     assert requests[0]["labels"] == [product.entities["base_colour"] for product in sample]
-    assert published_versions(colour_repository, "match_colours") == [1]
     report = json.loads((colour_repository / "colour_matcher" / "1" / "report.json").read_text())
     assert report["parity"][0]["difference"] <= 1e-4
 
@@ -214,5 +215,5 @@ def test_a_graph_that_answers_differently_is_not_published(colour_bundle: Path, 
     save_file(state, bundle / "model.safetensors")
     with pytest.raises(ParityError, match=r"colour_matcher: .*probability"):
         export_bundle(bundle, repository)
-    assert published_versions(repository, "match_colours") == []
-    assert not (repository / "colour_matcher").exists()
+    assert release_numbers(repository) == []
+    assert [path.name for path in repository.iterdir()] == [LOCK_FILE], "what was staged is removed"

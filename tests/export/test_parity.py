@@ -12,8 +12,10 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.chain import Chain
-from export.onnx_graphs import ExportError, GraphSpec, check_versions, export_onnx
+from export.onnx_graphs import GraphSpec, export_onnx
 from export.parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, worst
+from repository.check import check_versions
+from repository.configs import RepositoryError
 
 
 class Scorer(nn.Module):
@@ -155,5 +157,5 @@ def test_a_graph_too_new_for_tritons_onnx_runtime_is_refused(
     else:
         model.ir_version = value
     onnx.save(model, path)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(RepositoryError, match=message):
         check_versions(path)

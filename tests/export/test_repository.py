@@ -1,8 +1,7 @@
-"""Versions of a repository: whole or not at all, the previous one kept, rolled back; and exports of a real bundle."""
+"""Exports of a real bundle: what a release holds, what is refused, what is kept, two at once, a full disk."""
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import subprocess
@@ -16,99 +15,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import export.repository
 import shelfwise
 from export.bundles import export_bundle
 from export.categorize import real_inputs
-from export.check import check_repository
 from export.parity import ParityError
-from export.repository import RepositoryError, published_versions, read_config, rollback, stage_version
-from export.served import model_configs
+from repository.check import check_repository
+from repository.configs import model_configs, read_config, step_names
+from repository.publish import LOCK_FILE, rollback
+from repository.release import CURRENT, Release, current
 from training.categorize import CATEGORIZER
 
 
-def publish(repository: Path, text: str) -> int:
-    with stage_version(repository, "categorize") as staged:
-        for model in staged.models:
-            (staged.path(model) / "built").write_text(text)
-        (staged.path("categorize") / "labels.txt").write_text(text)
-        staged.publish({"text": text})
-    return staged.version
-
-
-def test_versions_count_up_and_two_are_kept(tmp_path: Path) -> None:
-    assert [publish(tmp_path, text) for text in "abc"] == [1, 2, 3]
-    assert published_versions(tmp_path, "categorize") == [2, 3]
-    assert sorted(path.name for path in (tmp_path / "prepare_product").iterdir()) == ["2", "3", "config.pbtxt"]
-
-
-def test_rollback_serves_what_was_there_before(tmp_path: Path) -> None:
-    publish(tmp_path, "a")
-    publish(tmp_path, "b")
-    assert (tmp_path / "categorize" / "labels.txt").read_text() == "b"
-    assert rollback(tmp_path, "categorize") == 1
-    assert (tmp_path / "categorizer" / "1" / "built").read_text() == "a"
-    assert (tmp_path / "categorize" / "labels.txt").read_text() == "a", "Triton reads the labels beside config.pbtxt"
-    assert not (tmp_path / "categorizer" / "2").exists()
-    with pytest.raises(RepositoryError, match="none to go back to"):
-        rollback(tmp_path, "categorize")
-
-
-def test_an_export_that_fails_leaves_no_trace(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    publish(repository, "a")
-    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-
-    def fail_half_way() -> None:
-        with stage_version(repository, "categorize") as staged:
-            (staged.path("prepare_product") / "built").write_text("half")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_half_way()
-    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
-
-
-def test_a_publication_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = tmp_path / "repository"
-    publish(repository, "a")
-    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
-    place_files = export.repository._place_files
-
-    def full_disk(repository: Path, model: str, version: int) -> None:
-        if (model, version) == ("categorizer", 2):  # its version was moved in already, and the step before it
-            raise OSError(errno.ENOSPC, "No space left on device")
-        place_files(repository, model, version)
-
-    monkeypatch.setattr(export.repository, "_place_files", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        publish(repository, "b")
-    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
-
-
-def test_an_interrupted_publication_is_overwritten_by_the_next(tmp_path: Path) -> None:
-    publish(tmp_path, "a")
-    leftover = tmp_path / "prepare_product" / "2"
-    leftover.mkdir()
-    (leftover / "built").write_text("half")
-    assert published_versions(tmp_path, "categorize") == [1], "a version counts when the ensemble's is there"
-    assert publish(tmp_path, "b") == 2
-    assert (leftover / "built").read_text() == "b"
-
-
-def test_an_exported_repository_holds_what_its_models_read(categorize_repository: Path) -> None:
+def test_a_release_holds_what_its_models_read(categorize_bundle: Path, categorize_repository: Path) -> None:
     files = {str(path.relative_to(categorize_repository)) for path in categorize_repository.rglob("*")}
     assert {
-        "prepare_product/1/images.py",
+        "prepare_product/1/images/__init__.py",
         "prepare_product/1/model.py",
         "prepare_product/1/preprocessing.json",
         "prepare_product/1/tokenizer.json",
         "categorizer/1/model.onnx",
         "categorizer/1/report.json",
         "categorize/labels.txt",
-        "categorize/1/release.json",
         "categorize/readiness.json",
+        "release.json",
     } <= files
+    release = Release.load(categorize_repository)
+    release.verify()
+    folders = {path for path in files if (categorize_repository / path).is_dir()}
+    assert set(release.files) == files - folders - {"release.json"}
+    about = release.ensembles["categorize"]
+    assert (about["target"], about["precision"], about["bundle"]) == ("cpu", "fp32", str(categorize_bundle))
     report = json.loads((categorize_repository / "categorizer" / "1" / "report.json").read_text())
     compared = {output["output"] for output in report["graphs"]["category_head"]["parity"]}
     assert compared == {"category_id", "probability", "neighbour_kl", "class_probability"}
@@ -141,11 +77,10 @@ def test_neighbour_kl_is_the_divergence_from_the_soft_label(
     assert np.all(np.diff(arrays["probability"], axis=1) <= 0), "most probable first"
 
 
-def test_an_export_that_misses_parity_keeps_the_old_version(
+def test_an_export_that_misses_parity_keeps_the_old_release(
     categorize_bundle: Path, categorize_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = tmp_path / "repository"
-    shutil.copytree(categorize_repository, repository)
+    repository = repository_of(categorize_repository, tmp_path)
     # The exporter is made to write a graph with other weights, as an optimiser gone wrong would.
     import export.system as exporting
 
@@ -160,8 +95,12 @@ def test_an_export_that_misses_parity_keeps_the_old_version(
     monkeypatch.setattr(exporting, "export_onnx", drifted)
     with pytest.raises(ParityError, match=r"product_encoder: .*image_embeds"):
         export_bundle(categorize_bundle, repository)
-    assert published_versions(repository, "categorize") == [1]
-    assert not list(tmp_path.glob(".*staging"))
+    assert {path.name for path in repository.iterdir()} == {"1", CURRENT, LOCK_FILE}
+
+
+def repository_of(release: Path, folder: Path) -> Path:
+    """A copy of the repository that a release lies in."""
+    return Path(shutil.copytree(release.parent, folder / "repository", symlinks=True))
 
 
 def corrupt(bundle: Path, tmp_path: Path) -> Path:
@@ -208,7 +147,7 @@ def test_weights_of_another_model_are_refused(categorize_bundle: Path, tmp_path:
     assert "head.mlp.4.weight" in result.output
 
 
-def test_every_target_of_a_bundle_is_published_and_rolled_back_with_its_configuration(
+def test_every_target_of_a_bundle_is_a_release_of_its_own_and_rolled_back(
     categorize_bundle: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the package tensorrt-rtx-cu13")
@@ -217,34 +156,43 @@ def test_every_target_of_a_bundle_is_published_and_rolled_back_with_its_configur
     for options in (["--precision", "int8"], ["--target", "tensorrt", "--gpu", "8.9", "--gpu", "12.0"]):
         result = CliRunner().invoke(shelfwise.app, [*command, *options])
         assert result.exit_code == 0, result.output
-    config = read_config("product_encoder", repository)
+    first, second = repository / "1", repository / "2"
+    config = read_config("product_encoder", second)
     assert config.backend == "tensorrt"
     assert dict(config.cc_model_filenames) == {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
-    assert (repository / "product_encoder" / "2" / "model.sm89.plan").is_file()
-    assert (repository / "category_head" / "2" / "model.onnx").is_file(), "it decides, in float32, on the CPU"
-    report = json.loads((repository / "product_encoder" / "2" / "report.json").read_text())
+    assert (second / "product_encoder" / "2" / "model.sm89.plan").is_file()
+    assert (second / "category_head" / "2" / "model.onnx").is_file(), "it decides, in float32, on the CPU"
+    report = json.loads((second / "product_encoder" / "2" / "report.json").read_text())
     assert report["precision"] == "fp16"
     assert set(report["plans"]) == {"model.sm89.plan", "model.sm120.plan"}
-    assert [step.model_name for step in read_config("categorize", repository).ensemble_scheduling.step] == [
-        "prepare_product",
-        "product_encoder",
-        "category_head",
+    steps = [
+        (step.model_name, step.model_version) for step in read_config("categorize", second).ensemble_scheduling.step
     ]
-    served = {config.name for config in model_configs(repository)}
-    assert served == {"categorize", "prepare_product", "product_encoder", "category_head"}, "not the other version's"
-    assert rollback(repository, "categorize") == 1
-    assert read_config("categorize", repository) == read_config("categorize")
-    assert read_config("categorizer", repository) == read_config("categorizer")
-    assert "product_encoder" not in check_repository(repository)
-    release = json.loads((repository / "categorize" / "1" / "release.json").read_text())
-    assert (release["target"], release["precision"]) == ("cpu", "int8")
+    assert steps == [("prepare_product", 1), ("product_encoder", 2), ("category_head", 2)]
+    assert {config.name for config in model_configs(second)} == {"categorize", *(name for name, _ in steps)}
+    assert rollback(repository).number == 1
+    assert set(check_repository(repository)) == {"categorize", "prepare_product", "categorizer"}
+    about = Release.load(first).ensembles["categorize"]
+    assert (about["target"], about["precision"]) == ("cpu", "int8")
 
 
-def test_a_full_disk_keeps_the_old_version(
+def test_two_exports_at_once_both_end_in_a_whole_release(
+    categorize_bundle: Path, colour_bundle: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "shelfwise.py", "export", "--repository", str(tmp_path)]
+    root = Path(shelfwise.__file__).parent
+    exports = [subprocess.Popen([*command, str(b)], cwd=root) for b in (categorize_bundle, colour_bundle)]
+    assert [export.wait() for export in exports] == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", CURRENT, LOCK_FILE}
+    release = Release.load(current(tmp_path))
+    assert set(release.ensembles) == {"categorize", "match_colours"}
+    assert {*step_names(read_config("categorize", release.folder)), "match_colours"} <= set(check_repository(tmp_path))
+
+
+def test_a_full_disk_keeps_the_old_release(
     categorize_bundle: Path, categorize_repository: Path, tmp_path: Path
 ) -> None:
-    repository = tmp_path / "repository"
-    shutil.copytree(categorize_repository, repository)
+    repository = repository_of(categorize_repository, tmp_path)
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     # A limit on the size of files fails a write half-way, as a full disk does.
     program = (
@@ -262,4 +210,4 @@ def test_a_full_disk_keeps_the_old_version(
     assert "error: " in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
-    assert published_versions(repository, "categorize") == [1]
+    Release.load(current(repository)).verify()

@@ -17,12 +17,12 @@ from export.categorize import categorizer_system
 from export.float_types import BFLOAT16, FLOAT16, lower_floats
 from export.match_colours import colour_matcher_system
 from export.onnx_graphs import ExportError, GraphSpec, export_onnx, save_onnx
-from export.plans import TENSORRT, TENSORRT_RTX, Gpu, PlanRecord, refusal
 from export.precision import Runtime
 from export.quantization import Quantization, Quantizer
 from export.system import ExportTarget
 from export.tensorrt import PlanBuilder, build_plan, plan_builder, plan_file
 from models.encoders import ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig
+from repository.plans import TENSORRT, TENSORRT_RTX, Gpu, PlanRecord, refusal
 from training.categorize import CATEGORIZER
 from training.match_colours import COLOUR_MATCHER
 

@@ -304,13 +304,15 @@ def test_other_kinds_are_refused_with_the_kinds_that_are_understood(tmp_path: Pa
         image_encoder_from_checkpoint(tmp_path, 12)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\x00\x01"])
-def test_a_config_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors.index.json"])
+def test_files_that_are_no_json_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         image_encoder_from_checkpoint(tmp_path, 12)
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json"):
-        image_encoder_from_checkpoint(tmp_path, 12)
+    network("vit").save_pretrained(tmp_path, max_shard_size="40KB")
+    for content in (b"", b"{", b"[]", b"\x00\xff"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            image_encoder_from_checkpoint(tmp_path, 12)
 
 
 def test_pointers_of_git_lfs_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from catalogue.feed import open_feed
 from catalogue.images import decode_image
 from export.onnx_graphs import GraphSpec, export_onnx
 from models import efficientnet_lite
-from models.checkpoints import imagenet_colour_tower, imagenet_image_encoder
+from models.checkpoints import imagenet_backbone, imagenet_image_encoder
 from models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig, SamePadding, imagenet_weights
 from models.encoders import ImageEncoder
 
@@ -53,7 +53,7 @@ def test_the_map_is_a_thirty_second_of_the_image() -> None:
 def test_without_the_package_there_is_no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no-such-package-of-weights")
     assert imagenet_image_encoder(112, 84, 16) is None
-    assert imagenet_colour_tower(112, 84, 16) is None
+    assert imagenet_backbone() is None
 
 
 def test_a_package_that_is_damaged_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -78,8 +78,9 @@ def test_a_bundle_rebuilds_the_encoder_without_the_package() -> None:
     images = torch.randint(0, 256, (2, 112, 84, 3), dtype=torch.uint8)
     torch.testing.assert_close(rebuilt.eval()(images), encoder.eval()(images))
     assert encoder.patch_features(images).shape == (2, 12, 1280)
-    tower = imagenet_colour_tower(80, 64, 16)
-    assert tower is not None
+    backbone = imagenet_backbone()
+    assert backbone is not None
+    tower = backbone.colour_tower(16, 80, 64)
     assert tower.eval()(images[:, :80, :64]).shape == (2, 16)
 
 

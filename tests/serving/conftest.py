@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         log_file = tmp_path_factory.mktemp("log") / "triton.log"
         server = TritonServer(
             repository,
-            http_port=0,
             grpc_port=0,
             metrics_port=0,
             **{"log_file": log_file, "grace_seconds": 10} | options,
@@ -47,5 +46,12 @@ def bytes_input(name: str, rows: list[bytes]) -> InferInput:
     return infer_input(name, np.array(rows, np.object_).reshape(-1, 1), "BYTES")
 
 
-def connect(server: TritonServer) -> InferenceServerClient:
+class Addressed(Protocol):
+    """Whatever has the gRPC address of a server."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def connect(server: Addressed) -> InferenceServerClient:
     return InferenceServerClient(server.url)

@@ -22,6 +22,9 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordPieceTrainer
 
+import catalogue.images
+from export.system import copy_module
+
 ROOT = Path(__file__).parents[2]
 Shape = Sequence[int | str]
 
@@ -80,7 +83,7 @@ def install_prepare_product(
     repository: Path, tokenizer: Tokenizer, height: int, width: int, max_length: int, name: str = "prepare_product"
 ) -> None:
     folder = install(repository, "prepare_product", name)
-    shutil.copyfile(ROOT / "catalogue" / "images.py", folder / "images.py")
+    copy_module(catalogue.images, folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     sizes = {"height": height, "width": width, "max_length": max_length}
     (folder / "preprocessing.json").write_text(json.dumps(sizes))

@@ -87,7 +87,7 @@ def in_process(repository: Path, images: list[bytes], titles: list[bytes]) -> An
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {"pad_id": 0, "pad_token": "[PAD]"}
     tokenizer.enable_padding(length=length, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
-    labels = (newest(repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (repository / "categorize" / "labels.txt").read_text(encoding="utf-8").splitlines()
 
     def run(model: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = onnxruntime.InferenceSession(newest(repository, model) / "model.onnx")
@@ -131,7 +131,7 @@ def products(count: int) -> tuple[list[bytes], list[bytes]]:
 
 def test_answer_is_ranked_and_named(client: InferenceServerClient, categorize_repository: Path) -> None:
     answer = categorize(client, [draw_image()], [TITLE])
-    labels = (newest(categorize_repository, "categorize") / "labels.txt").read_text(encoding="utf-8").splitlines()
+    labels = (categorize_repository / "categorize" / "labels.txt").read_text(encoding="utf-8").splitlines()
     assert answer.category.shape == answer.probability.shape == (1, min(len(labels), 20))
     assert answer.neighbour_kl.shape == (1, 1)
     assert [name.decode() for name in answer.category[0]] == [labels[index] for index in answer.category_id[0]]
@@ -335,7 +335,7 @@ def test_bad_request_fails_alone_among_good_ones(client: InferenceServerClient) 
 def test_failed_requests_leave_nothing_behind_in_the_server(categorize_repository: Path, tmp_path: Path) -> None:
     """In Triton 24.10 a request that fails while two of its steps are under way is never freed (see config.pbtxt)."""
     log_file = tmp_path / "triton.log"
-    server = TritonServer(categorize_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file)
+    server = TritonServer(categorize_repository, grpc_port=0, metrics_port=0, log_file=log_file)
     with server:
         client = connect(server)
         for image, title in ((b"no image", TITLE), (draw_image(), b"\xff"), (b"", b"")) * 5:

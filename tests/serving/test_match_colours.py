@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +19,10 @@ from catalogue.colour_sheet import WIDTH
 from catalogue.product import Product
 from client import ColourMatch, InvalidInput, ShelfwiseClient, ShelfwiseError
 from export.match_colours import ServedColourMatcher, real_inputs
-from export.served import model_configs, unexported_models
 from models.assignment import one_to_one
 from serving.readiness import check
 from serving.server import StartupError, TritonServer
+from tests.releases import copy_to_change
 from training.match_colours import COLOUR_MATCHER, ColourMatcherBundle, sample_groups
 
 
@@ -117,12 +116,11 @@ def test_products_of_different_sizes_are_one_batch_of_the_matcher(
     bundle: ColourMatcherBundle,
     tmp_path: Path,
 ) -> None:
-    repository = tmp_path / "model_repository"
-    shutil.copytree(colour_repository, repository)
+    repository = copy_to_change(colour_repository, tmp_path / "repository")
     config = repository / "colour_matcher" / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 4 max_queue_delay_microseconds: 20000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     every = bundle.samples
     sizes = [(1, 1), (5, 9), (2, 30), (16, 32)]
     requests = [
@@ -184,6 +182,19 @@ def test_a_thousand_photos_are_refused_before_they_are_decoded(colour_server: Tr
     assert "1000 images and 1000 labels: at most 128 images and 256 labels" in message
 
 
+def test_products_that_are_too_much_together_are_refused_with_their_counts(colour_server: TritonServer) -> None:
+    tensors = []
+    for name, elements in (("images", 128), ("labels", 256)):
+        tensor = triton.InferInput(name, [32, elements], "BYTES")
+        tensor.set_data_from_numpy(np.full((32, elements), b"anything", np.object_))
+        tensors.append(tensor)
+    with triton.InferenceServerClient(colour_server.url) as client:
+        with pytest.raises(InferenceServerException, match="32 products x 128 images x 256 labels") as caught:
+            client.infer("match_colours", tensors, client_timeout=30)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "at most 32768 pairs are taken in one request" in str(caught.value.message())
+
+
 def test_labels_that_are_not_utf_8_are_refused_by_their_place(
     colour_server: TritonServer, bundle: ColourMatcherBundle
 ) -> None:
@@ -226,8 +237,7 @@ def test_what_was_exported_for_a_gpu_answers_the_same_through_triton(
     tmp_path: Path,
 ) -> None:
     """On the CPU, in the server's own Python with this environment's torch behind its packages."""
-    repository = tmp_path / "model_repository"
-    shutil.copytree(fused_repository, repository)
+    repository = copy_to_change(fused_repository, tmp_path / "repository")
     config, model = repository / "colour_matcher" / "config.pbtxt", repository / "colour_matcher" / "1" / "model.py"
     assert "kind: KIND_GPU" in config.read_text()
     config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
@@ -246,8 +256,7 @@ def test_what_was_exported_for_a_gpu_answers_the_same_through_triton(
 def test_what_was_exported_for_a_gpu_says_which_package_the_server_lacks(
     start_server: Callable[..., TritonServer], fused_repository: Path, tmp_path: Path
 ) -> None:
-    repository = tmp_path / "model_repository"
-    shutil.copytree(fused_repository, repository)
+    repository = copy_to_change(fused_repository, tmp_path / "repository")
     config = repository / "colour_matcher" / "config.pbtxt"
     config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
     with pytest.raises(StartupError, match=r"needs the Python package torch: install serving/requirements-gpu\.txt"):
@@ -278,28 +287,3 @@ def test_command_prints_a_label_for_every_photo_and_draws_them(
 
 def test_readiness_asks_about_real_products(colour_server: TritonServer, colour_repository: Path) -> None:
     assert check(colour_server.url, colour_repository) == ["match_colours"]
-
-
-def test_systems_that_were_not_exported_are_left_out(colour_repository: Path, tmp_path: Path) -> None:
-    source = Path(__file__).resolve().parents[2] / "model_repository"
-    for model in ("prepare_product", "product_encoder"):  # the latter is a step of no ensemble
-        for file in (source / model).rglob("*"):
-            if file.name in ("config.pbtxt", "model.py"):
-                target = tmp_path / file.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
-    for model in ("categorizer", "categorize"):
-        (tmp_path / model / "1").mkdir(parents=True)
-        (tmp_path / model / "config.pbtxt").write_bytes((source / model / "config.pbtxt").read_bytes())
-    for model in colour_repository.iterdir():
-        (tmp_path / model.name).symlink_to(model)
-    served = {"match_colours", "prepare_colours", "colour_matcher", "assign_colours"}
-    assert {config.name for config in model_configs(tmp_path)} == served
-    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
-        with triton.InferenceServerClient(server.url) as client:
-            assert client.is_model_ready("match_colours")
-            assert not client.is_model_ready("categorize")
-    # One that was released and is damaged now is not left out: Triton says what is missing.
-    (tmp_path / "categorize" / "1" / "release.json").write_text("{}")
-    assert "categorize" in {config.name for config in model_configs(tmp_path)}
-    assert unexported_models(tmp_path, model_configs(tmp_path)) == set()

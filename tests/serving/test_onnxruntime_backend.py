@@ -338,14 +338,6 @@ REFUSALS: dict[str, tuple[Callable[[Path, str], object], str]] = {
         lambda repository, name: doubled(repository, name, axis=3, config="max_batch_size: 8"),
         "model does not support batching while non-zero max_batch_size",
     ),
-    "IR version 11": (
-        lambda repository, name: doubled(repository, name, ir_version=11),
-        "Unsupported model IR version: 11, max supported IR version: 10",
-    ),
-    "opset 22": (
-        lambda repository, name: doubled(repository, name, opset=22),
-        "Opset 22 .* current official support for domain ai.onnx is till opset 21",
-    ),
     "bfloat16 at the edge": (
         lambda repository, name: save_onnx(
             repository,

@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from catalogue.images import decode_image
 from serving.server import TritonServer
+from tests.catalogue.pictures import webp_bomb
 from tests.serving.conftest import bytes_input, connect
 from tests.serving.graphs import draw_image, install_prepare_product, train_tokenizer
 
@@ -35,15 +36,15 @@ def client(
     for name in (MODEL, FULL_BATCHES):
         install_prepare_product(repository, tokenizer, HEIGHT, WIDTH, LENGTH, name=name)
     config = repository / FULL_BATCHES / "config.pbtxt"
-    waiting = "dynamic_batching { preferred_batch_size: 32 max_queue_delay_microseconds: 30000000 }"
-    assert "dynamic_batching { }" in config.read_text()
-    config.write_text(config.read_text().replace("dynamic_batching { }", waiting))
+    waiting = "dynamic_batching {\n  preferred_batch_size: 32 max_queue_delay_microseconds: 30000000"
+    assert "dynamic_batching {" in config.read_text()
+    config.write_text(config.read_text().replace("dynamic_batching {", waiting))
     return connect(start_server(repository))
 
 
 def decode(client: InferenceServerClient, images: list[bytes], model: str = MODEL) -> tuple[np.ndarray, np.ndarray]:
     inputs = [bytes_input("image", images), bytes_input("title", [b"a title"] * len(images))]
-    result = client.infer(model, inputs, client_timeout=20)
+    result = client.infer(model, inputs, client_timeout=60)
     return result.as_numpy("pixel_values"), result.as_numpy("image_present")
 
 
@@ -109,6 +110,37 @@ def test_bad_row_fails_alone_in_a_batch(client: InferenceServerClient) -> None:
                 refusal(answer.result)
     batches = client.get_inference_statistics(FULL_BATCHES).model_stats[0].batch_stats
     assert [batch.batch_size for batch in batches] == [32]
+
+
+# Images that take long
+
+
+def test_a_bomb_of_forty_bytes_a_row_is_refused_by_what_it_declares(client: InferenceServerClient) -> None:
+    message = refusal(lambda: decode(client, [webp_bomb(16_380, 3_846)] * 32))
+    assert message == "image of row 0: WEBP declares 16380x3846 pixels; at most 16777216 are taken"
+
+
+def test_images_that_are_too_much_together_are_refused_with_their_sum(client: InferenceServerClient) -> None:
+    message = refusal(lambda: decode(client, [webp_bomb(4096, 4096)] * 10))
+    assert message.startswith("10 images of 168 megapixels to decode; at most 160 are taken")
+
+
+def test_large_images_are_answered_and_hold_up_nobody(client: InferenceServerClient) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(decode, client, [webp_bomb(4096, 4096)] * 9)
+        for _ in range(20):
+            pixels, _ = decode(client, [draw_image()])
+            assert pixels.shape == (1, HEIGHT, WIDTH, 3)
+        assert not large.done()
+        pixels, present = large.result()
+    assert present.all()
+    assert (pixels[:, (HEIGHT - WIDTH) // 2 : (HEIGHT + WIDTH) // 2] == 0).all()
+
+
+def test_a_damaged_large_image_is_refused_by_its_row(client: InferenceServerClient) -> None:
+    damaged = bytearray(draw_image("PNG", (4000, 4000)))
+    damaged[len(damaged) // 2] ^= 0xFF
+    assert refusal(lambda: decode(client, [draw_image(), bytes(damaged)])).startswith("image of row 1: damaged")
 
 
 # Titles

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -14,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,81 +30,26 @@ from typer.testing import CliRunner
 
 import shelfwise
 from serving import readiness
+from serving.addresses import AddressError, PortInUse, check_ports, free_ports
 from serving.environment import (
     EnvironmentBuildError,
     LibpythonMissing,
-    PortInUse,
+    ServerEnvironmentError,
     SharedMemoryTooSmall,
     TritonMissing,
     check_libpython,
-    check_ports,
     check_shared_memory,
-    free_ports,
+    lay_out_backends,
     locate,
     outdated,
     server_environment,
 )
-from serving.server import SHARED_MEMORY, RepositoryError, StartupError, TritonServer, remove_abandoned_shared_memory
-from tests.serving.conftest import bytes_input, connect, infer_input
-from tests.serving.graphs import ROOT, save_onnx, save_python
-from tests.triton_state import CANCELLATION_SECONDS, pending_requests, wait_for
-
-# Answers its input after that many seconds, but fails or answers NaN when told to.
-SLEEPER = """
-import time
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            seconds = pb_utils.get_input_tensor_by_name(request, "seconds").as_numpy()
-            time.sleep(max(0.0, float(seconds.max())))
-            answer = np.full_like(seconds, np.nan) if (seconds < 0).any() else seconds
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("slept", answer)]))
-        return responses
-"""
-SLEEPER_CONFIG = """max_batch_size: 4
-input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
-output { name: "slept" data_type: TYPE_FP32 dims: 1 }
-instance_group { kind: KIND_CPU count: 2 }
-dynamic_batching { }"""
-# Touches GATE.entered, then answers as soon as there is a file GATE.open: a test decides how long it is busy.
-GATEKEEPER = """
-import time
-from pathlib import Path
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        for request in requests:
-            gate = pb_utils.get_input_tensor_by_name(request, "gate").as_numpy()[0, 0].decode()
-            Path(gate + ".entered").touch()
-            while not Path(gate + ".open").exists():
-                time.sleep(0.01)
-        gates = [pb_utils.get_input_tensor_by_name(request, "gate").as_numpy() for request in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("passed", gate)]) for gate in gates]
-"""
-GATEKEEPER_CONFIG = """max_batch_size: 1
-input { name: "gate" data_type: TYPE_STRING dims: 1 }
-output { name: "passed" data_type: TYPE_STRING dims: 1 }
-instance_group { kind: KIND_CPU count: 1 }
-dynamic_batching { }"""
-ENSEMBLE_CONFIG = """platform: "ensemble" max_batch_size: 4
-input { name: "seconds" data_type: TYPE_FP32 dims: 1 }
-output { name: "slept" data_type: TYPE_FP32 dims: 1 }
-ensemble_scheduling { step { model_name: "sleeper" model_version: -1
-  input_map { key: "seconds" value: "seconds" } output_map { key: "slept" value: "slept" } } }"""
-
-
-def write_sleeper(repository: Path) -> Path:
-    """A Python model that takes its time, and the ensemble `rest` around it."""
-    save_python(repository, "sleeper", SLEEPER, SLEEPER_CONFIG)
-    (repository / "rest" / "1").mkdir(parents=True)
-    (repository / "rest" / "config.pbtxt").write_text(ENSEMBLE_CONFIG)
-    (repository / "rest" / "readiness.json").write_text(json.dumps([{"seconds": 0.0}]))
-    return repository
+from serving.server import RepositoryError, StartupError, TritonServer, refuse_noexec
+from serving.shared_memory import FOLDER
+from tests.serving.conftest import connect
+from tests.serving.graphs import save_onnx, save_python
+from tests.serving.models import SLEEPER_CONFIG, sleep, stubs, write_sleeper
+from tests.triton_state import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -111,27 +58,13 @@ def server(start_server: Callable[..., TritonServer], tmp_path_factory: pytest.T
     return start_server(write_sleeper(repository))
 
 
-def sleep(server: TritonServer, seconds: float, model: str = "rest", timeout: float = 30.0) -> np.ndarray:
-    client = connect(server)
-    try:
-        inputs = [infer_input("seconds", np.array([[seconds]], np.float32), "FP32")]
-        return client.infer(model, inputs, client_timeout=timeout).as_numpy("slept")
-    finally:
-        client.close()
-
-
-def stubs(server: TritonServer) -> list[psutil.Process]:
-    assert server.process is not None
-    return [child for child in psutil.Process(server.process.pid).children() if "stub" in child.name()]
-
-
 # What is refused before Triton starts
 
 
 def test_busy_port_is_refused_with_its_purpose_and_number(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=port, metrics_port=0)
+        server = TritonServer(write_sleeper(tmp_path), grpc_port=port, metrics_port=0)
         with pytest.raises(PortInUse, match=f"grpc port {port} on 127.0.0.1 is in use .* --grpc-port"):
             server.start()
     assert server.process is None
@@ -144,7 +77,7 @@ def test_port_given_twice_is_refused() -> None:
 
 
 def test_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(PortInUse, match=r"cannot listen on 192\.0\.2\.1"):
+    with pytest.raises(AddressError, match=r"cannot listen on 192\.0\.2\.1"):
         check_ports("192.0.2.1", {"http": free_ports("127.0.0.1", 1)[0]})
 
 
@@ -180,7 +113,7 @@ def test_installed_environment_is_up_to_date() -> None:
 
 
 def test_small_shared_memory_is_refused_with_figures_and_remedy() -> None:
-    total = -(-shutil.disk_usage(SHARED_MEMORY).total // 2**20)
+    total = -(-shutil.disk_usage(FOLDER).total // 2**20)
     with pytest.raises(SharedMemoryTooSmall, match=rf"free of {total} MiB.*1000000 Python model .*--shm-size=\d+m"):
         check_shared_memory(1_000_000)
 
@@ -188,6 +121,27 @@ def test_small_shared_memory_is_refused_with_figures_and_remedy() -> None:
 def test_missing_shared_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SharedMemoryTooSmall, match=r"does not exist.*mount -t tmpfs -o size=36m"):
         check_shared_memory(1, tmp_path / "shm")
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("", "not ''"),
+        ("no such host", "not 'no such host'"),
+        ("255.255.255.255", "is not the address of one machine"),
+        ("::2", "::2"),
+    ],
+)
+def test_host_that_is_none_of_this_machine_is_refused(host: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(AddressError, match=reason):
+        TritonServer(write_sleeper(tmp_path), host=host, grpc_port=0, metrics_port=0).start()
+
+
+def test_folder_without_execution_is_refused_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.statvfs("/proc").f_flag & os.ST_NOEXEC:
+        pytest.skip("no file system here is mounted noexec")
+    with pytest.raises(ServerEnvironmentError, match="set TMPDIR"):
+        refuse_noexec(Path("/proc"))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +175,7 @@ def test_model_that_does_not_load_is_named_with_its_reason(tmp_path: Path) -> No
         {"x": (TensorProto.FLOAT, ["batch", 4])},
         {"y": (TensorProto.FLOAT, ["batch", 4])},
     ).write_bytes(b"not a model")
-    server = TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server = TritonServer(tmp_path, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
     with pytest.raises(StartupError) as raised:
         server.start()
     assert "careless: Internal: ValueError: labels.txt is missing" in str(raised.value)
@@ -245,7 +199,7 @@ def test_listens_on_localhost_only(server: TritonServer) -> None:
         for connection in psutil.Process(server.process.pid).net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert listening == {("127.0.0.1", port) for port in (server.http_port, server.grpc_port, server.metrics_port)}
+    assert listening == {("127.0.0.1", port) for port in (server.grpc_port, server.metrics_port)}
 
 
 def test_metrics_are_served(server: TritonServer) -> None:
@@ -262,8 +216,11 @@ def test_metrics_are_served(server: TritonServer) -> None:
         lambda client: client.get_model_repository_index(),
         lambda client: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
         lambda client: client.update_log_settings({"log_verbose_level": 1}),
+        lambda client: client.register_system_shared_memory("region", "/shelfwise-anything", 64),
+        lambda client: client.get_system_shared_memory_status(),
+        lambda client: client.register_cuda_shared_memory("region", base64.b64encode(bytes(64)), 0, 64),
     ],
-    ids=["load", "unload", "index", "trace", "log"],
+    ids=["load", "unload", "index", "trace", "log", "shared memory", "shared memory status", "CUDA shared memory"],
 )
 def test_control_over_grpc_is_refused(call: Callable[[object], object], server: TritonServer) -> None:
     client = connect(server)
@@ -272,42 +229,60 @@ def test_control_over_grpc_is_refused(call: Callable[[object], object], server: 
     assert client.is_model_ready("sleeper")
 
 
+def test_nested_json_does_not_reach_a_parser(server: TritonServer) -> None:
+    body = gzip.compress(b'{"inputs":' + b"[" * 150_000)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    request = urllib.request.Request(server.metrics_url.replace("/metrics", "/v2/models/rest/infer"), body, headers)
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        urllib.request.urlopen(request, timeout=5)
+    np.testing.assert_array_equal(sleep(server, 0.0), [[0.0]])
+
+
+@pytest.fixture(scope="module")
+def http_server(start_server: Callable[..., TritonServer], tmp_path_factory: pytest.TempPathFactory) -> TritonServer:
+    return start_server(write_sleeper(tmp_path_factory.mktemp("http")), http_port=0)
+
+
 @pytest.mark.parametrize(
-    "path", ["repository/index", "repository/models/sleeper/load", "repository/models/sleeper/unload", "logging"]
+    "path",
+    [
+        "repository/index",
+        "repository/models/sleeper/load",
+        "repository/models/sleeper/unload",
+        "logging",
+        "systemsharedmemory/region/region/register",
+        "cudasharedmemory/region/region/register",
+    ],
 )
-def test_control_over_http_is_refused(path: str, server: TritonServer) -> None:
-    request = urllib.request.Request(f"{server.http_url}/v2/{path}", data=b"{}", method="POST")
+def test_control_over_http_is_refused(path: str, http_server: TritonServer) -> None:
+    request = urllib.request.Request(f"{http_server.http_url}/v2/{path}", data=b"{}", method="POST")
     with pytest.raises(urllib.error.HTTPError) as raised:
         urllib.request.urlopen(request, timeout=5)
     assert raised.value.code == 403
 
 
-def test_request_whose_caller_gave_up_is_dropped_from_the_queue(
+def test_http_answers_where_it_was_asked_for(http_server: TritonServer) -> None:
+    body = {"inputs": [{"name": "seconds", "shape": [1, 1], "datatype": "FP32", "data": [0.0]}]}
+    request = urllib.request.Request(f"{http_server.http_url}/v2/models/rest/infer", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["outputs"][0]["data"] == [0.0]
+
+
+def test_shared_memory_is_registered_where_it_was_asked_for(
     start_server: Callable[..., TritonServer], tmp_path: Path
 ) -> None:
-    save_python(tmp_path / "repository", "gatekeeper", GATEKEEPER, GATEKEEPER_CONFIG)
-    server = start_server(tmp_path / "repository")
+    client = connect(start_server(write_sleeper(tmp_path), shared_memory=True))
+    with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '/no-such-region'"):
+        client.register_system_shared_memory("region", "/no-such-region", 64)
 
-    def pass_gate(name: str, timeout: float) -> None:
-        with contextlib.closing(connect(server)) as client:
-            gate = bytes_input("gate", [os.fsencode(tmp_path / name)])
-            client.infer("gatekeeper", [gate], client_timeout=timeout)
 
-    with ThreadPoolExecutor(7) as callers:
-        busy = callers.submit(pass_gate, "first", 60)
-        wait_for((tmp_path / "first.entered").exists)
-        waiting = [callers.submit(pass_gate, f"waiting-{number}", 3.0) for number in range(6)]
-        wait_for(lambda: pending_requests(server, "gatekeeper") == 6)
-        for answer in waiting:
-            with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
-                answer.result()
-        time.sleep(CANCELLATION_SECONDS)
-        for name in ("first", "last", *(f"waiting-{number}" for number in range(6))):
-            (tmp_path / f"{name}.open").touch()
-        busy.result()
-    pass_gate("last", 60)
-    # Triton 2.51 hands two requests to an instance ahead of time; those it no longer drops.
-    assert len(list(tmp_path.glob("waiting-*.entered"))) <= 2
+def test_readiness_of_one_model(server: TritonServer, tmp_path: Path) -> None:
+    def ready(model: str) -> str:
+        command = ["ready", model, "--url", server.url, "--repository", str(server.repository)]
+        return CliRunner().invoke(shelfwise.app, command).output
+
+    assert ready("rest") == ready("sleeper") == "ready: rest\n"
+    assert "no ensemble of that name, and none with such a step" in ready("sleepers")
 
 
 def test_a_repository_without_anything_to_ask_is_not_ready(server: TritonServer, tmp_path: Path) -> None:
@@ -316,7 +291,7 @@ def test_a_repository_without_anything_to_ask_is_not_ready(server: TritonServer,
     command = ["ready", "--url", server.url, "--repository", str(tmp_path)]
     result = CliRunner().invoke(shelfwise.app, command)
     assert result.exit_code == 1
-    assert "holds no exported ensemble" in result.output
+    assert "there is nothing to ask the server" in result.output
 
 
 def test_hung_model_turns_readiness_red_within_the_deadline(server: TritonServer) -> None:
@@ -387,6 +362,25 @@ def test_killed_model_process_turns_readiness_red_and_nobody_hangs(server: Trito
     assert connect(server).is_model_ready("sleeper"), "Triton itself notices now: readiness.py may be simpler"
 
 
+def test_an_installed_triton_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the container has it, made of the parts from pip, which find their libraries in the environment."""
+    environment = server_environment()
+    folder = tmp_path / "tritonserver"
+    lay_out_backends(environment, folder / "backends")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "tritonserver").symlink_to(environment.tritonserver)
+    for name, value in environment.process_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHELFWISE_TRITON", str(folder))
+    repository = write_sleeper(tmp_path / "repository")
+    with TritonServer(repository, grpc_port=0, metrics_port=0, log_file=tmp_path / "log") as server:
+        assert server.process is not None
+        assert psutil.Process(server.process.pid).cmdline()[0] == str(folder / "bin" / "tritonserver")
+    monkeypatch.setenv("SHELFWISE_TRITON", str(tmp_path))
+    with pytest.raises(TritonMissing, match="names no Triton"):
+        TritonServer(repository, grpc_port=0, metrics_port=0).start()
+
+
 def test_killed_process_of_a_model_that_was_loaded_later_is_noticed(
     start_server: Callable[..., TritonServer], tmp_path: Path
 ) -> None:
@@ -396,9 +390,10 @@ def test_killed_process_of_a_model_that_was_loaded_later_is_noticed(
     client.unload_model("sleeper")
     client.load_model("sleeper")
     wait_for(lambda: len({stub.pid for stub in stubs(server)} - before) == 2)
-    assert server.killed_models() == []
+    assert server.triton is not None
+    assert server.triton.killed_models() == []
     next(stub for stub in stubs(server) if stub.pid not in before).kill()
-    wait_for(lambda: len(server.killed_models()) == 1)
+    wait_for(lambda: server.triton is not None and len(server.triton.killed_models()) == 1)
 
 
 # Beyond localhost
@@ -414,20 +409,24 @@ def test_encrypted_and_gated_server_answers_those_who_show_both(
         check=True,
         capture_output=True,
     )
-    options = [
+    triton_options = [
         "--grpc-use-ssl=true",
         f"--grpc-server-cert={certificate}",
         f"--grpc-server-key={key}",
         "--grpc-restricted-protocol=inference:caller-key=secret",
     ]
-    server = start_server(write_sleeper(tmp_path / "repository"), triton_options=options)
     credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
-    headers = {"triton-grpc-protocol-caller-key": "secret"}
-    assert server.wait_until_ready(10, credentials=credentials, headers=headers) == ["rest"]
+    server = start_server(
+        write_sleeper(tmp_path / "repository"),
+        triton_options=triton_options,
+        credentials=credentials,
+        headers={"triton-grpc-protocol-caller-key": "secret"},
+    )
+    assert server.wait_until_ready(10) == ["rest"]
     with pytest.raises(readiness.NotReady, match=r"rest: .*restricted"):
-        server.wait_until_ready(10, credentials=credentials)
+        readiness.check(server.url, server.repository, 10, credentials=credentials)
     with pytest.raises(readiness.NotReady, match="server: "):
-        server.wait_until_ready(2, headers=headers)
+        readiness.check(server.url, server.repository, 2)
 
 
 # The end
@@ -436,11 +435,11 @@ def test_encrypted_and_gated_server_answers_those_who_show_both(
 def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.server.UNLOAD_SECONDS", 60.0)  # a slow machine's Triton ends by itself, too
-    server = TritonServer(write_sleeper(tmp_path), http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    monkeypatch.setattr("serving.triton.UNLOAD_SECONDS", 60.0)  # a slow machine's Triton ends by itself, too
+    server = TritonServer(write_sleeper(tmp_path), grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
     with server, ThreadPoolExecutor(6) as callers:
         assert server.process is not None
-        prefix = next(SHARED_MEMORY.glob("shelfwise-*-lock")).name.removesuffix("lock")
+        prefix = next(FOLDER.glob("shelfwise-*-lock")).name.removesuffix("lock")
         processes = [psutil.Process(server.process.pid), *stubs(server)]
         # Two instances: two requests in execution, four waiting.
         answers = [callers.submit(sleep, server, 1.0) for _ in range(6)]
@@ -458,7 +457,7 @@ def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(
     assert server.stop() == 0
     assert server.process.returncode == 0
     assert not any(process.is_running() for process in processes)
-    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
+    assert not list(FOLDER.glob(f"{prefix}*"))
 
 
 def test_stop_is_graceful_after_callers_gave_up(start_server: Callable[..., TritonServer], tmp_path: Path) -> None:
@@ -475,72 +474,3 @@ def test_stop_is_graceful_after_callers_gave_up(start_server: Callable[..., Trit
     begin = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - begin < 10
-
-
-@pytest.fixture
-def foreground(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`serve` in a process of its own, and what it printed until it was ready."""
-    write_sleeper(tmp_path / "repository")
-    program = (
-        "import sys; from pathlib import Path; from serving.server import TritonServer, serve;"
-        "sys.exit(serve(TritonServer(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0, grace_seconds=10)))"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "repository")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        printed = ""
-        for line in process.stdout:
-            printed += line
-            if line.startswith("gRPC 127.0.0.1:"):
-                break
-        yield process, printed
-        process.kill()
-
-
-def test_serve_prints_the_addresses_and_ends_with_status_0_on_sigterm(
-    foreground: tuple[subprocess.Popen[str], str],
-) -> None:
-    process, printed = foreground
-    assert "rest" in printed
-    assert "seconds FP32[1]" in printed
-    assert "slept FP32[1]" in printed
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert "in-flight requests have 10 s to finish" in errors
-    assert process.returncode == 0
-
-
-def test_serve_ends_with_an_error_when_a_model_process_was_killed(
-    foreground: tuple[subprocess.Popen[str], str],
-) -> None:
-    process, _ = foreground
-    stub = next(child for child in psutil.Process(process.pid).children(recursive=True) if "stub" in child.name())
-    stub.kill()
-    _, errors = process.communicate(timeout=30)
-    assert "ServerError: the process of sleeper_0_" in errors
-    assert process.returncode == 1
-
-
-def test_shared_memory_of_a_killed_server_is_removed_by_the_next(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from serving.server import TritonServer;"
-        "server = TritonServer(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0); server.start();"
-        "print(server.process.pid, server._shared_memory_lock.prefix, flush=True); input()"
-    )
-    command = [sys.executable, "-c", program, str(write_sleeper(tmp_path))]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        pid, prefix = process.stdout.readline().split()
-        triton = psutil.Process(int(pid))
-        left_over = [triton, *triton.children()]
-        process.kill()
-    assert list(SHARED_MEMORY.glob(f"{prefix}*"))
-    remove_abandoned_shared_memory()
-    assert list(SHARED_MEMORY.glob(f"{prefix}*")), "regions of a living Triton must stay"
-    for victim in left_over:
-        victim.kill()
-    psutil.wait_procs(left_over, timeout=10)
-    assert prefix in remove_abandoned_shared_memory()
-    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))

@@ -83,7 +83,7 @@ def test_binary_codes_are_trained_saved_and_served(products: list[Product], tmp_
     assert features.shape[1] == len(codes.features)
     expected = torch.softmax(codes.class_scores(features), dim=1)
     torch.testing.assert_close(torch.softmax(loaded.model.head.class_logits(features), dim=1), expected)
-    assert export_bundle(tmp_path / "run" / "bundle", tmp_path / "repository").version == 1
+    assert export_bundle(tmp_path / "run" / "bundle", tmp_path / "repository").release == 1
 
 
 def test_codes_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:

@@ -346,6 +346,11 @@ def test_names_tell_the_classes_apart(paths: set[tuple[str, ...]]) -> None:
         assert len(set(class_names(sorted(paths), naming))) == len(paths)
 
 
+def test_names_that_look_alike_are_duplicates() -> None:
+    with pytest.raises(ValueError, match="classes 0 and 1 have the same name 'Café'"):
+        class_names([("Café",), ("Cafe\u0301\u200b",)])
+
+
 def test_duplicate_and_empty_names_are_named() -> None:
     with pytest.raises(ValueError, match="classes 0 and 2 have the same name 'A > B'"):
         class_names([("A", "B"), ("C",), ("A", "B")])

@@ -5,6 +5,7 @@ What is below `PixelConfig` and above the first test is all that a new system ta
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,10 +59,9 @@ class PixelModel(nn.Module):
 
 
 class PixelTask(Task[PixelModel]):
-    name = "fit"
-
-    def __init__(self, model: PixelModel, rows: Tensor) -> None:
+    def __init__(self, model: PixelModel, rows: Tensor, name: str = "fit") -> None:
         super().__init__()
+        self.name = name
         nothing = torch.zeros(len(rows), 1, dtype=torch.bool)
         self.model = model
         self.dataset = CachedEmbeddings(Embeddings(rows, nothing, nothing, nothing, nothing[:, 0].long()))
@@ -84,6 +84,9 @@ class PixelRecipe(Recipe[PixelSettings, PixelConfig, PixelModel]):
         model = PixelModel().to(self.accelerator.device)
         rows = torch.from_numpy(np.array(self.store.pixel_values)).to(self.accelerator.device)
         yield Stage(PixelTask(model, rows), self.settings.fit, ("line", model))
+        worse = copy.deepcopy(model)
+        worse.line.weight.data -= 100.0
+        yield Stage(PixelTask(worse, rows, "worse"), TrainConfig(epochs=0), ("worse", worse))
 
     def score(self, model: PixelModel) -> float:
         return float(model.line.weight)

@@ -1,20 +1,23 @@
 """prepare_colours: the photos and labels of products to pixels [n, H, W, 3], token ids [m, L], and how many there are.
 
-Labels are cleaned with an eye on all labels of their product, then tokenised; photos are decoded on the threads of a
-small pool. Both by the files that training used: the export copies catalogue/images.py and catalogue/colour_labels.py
-next to this one. A product that cannot be answered fails its own request with INVALID_ARG and the reason.
+Labels are cleaned with an eye on all labels of their product, then tokenised; photos are decoded on threads, large ones
+apart. Both by the files that training used: the export copies catalogue/images and catalogue/colour_labels.py next to
+this one. A product that cannot be answered fails its own request with INVALID_ARG and the reason.
 """
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from colour_labels import clean_labels  # Triton puts this folder on the import path
-from images import ImageError, decode_image
+from images import ImageError, open_image
+from images.decoding_threads import BUSY, DecodingThreads, fault_of_weight
 from tokenizers import Tokenizer
+
+MAX_PAIRS = 32_768
+"""Products x photos x labels of a request: one product of the largest size."""
 
 
 class TritonPythonModel:
@@ -22,6 +25,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Read sizes and tokenizer, start the threads."""
+        # What is prepared faster than it can be computed is refused by the next queue, and was prepared in vain: under
+        # overload nine in ten rows were. So the computing step goes first.
+        os.nice(10)
         folder = Path(__file__).parent
         sizes = json.loads((folder / "preprocessing.json").read_text())
         self.height, self.width = int(sizes["height"]), int(sizes["width"])
@@ -35,19 +41,38 @@ class TritonPythonModel:
         self.tokenizer.enable_padding(
             length=self.max_length, pad_id=padding["pad_id"], pad_token=padding["pad_token"], direction="right"
         )
-        self.pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        self.decoding = DecodingThreads()
 
     def execute(self, requests):
-        """One response a request; the photos of all of them are decoded together."""
+        """One response a request, of which those that are set aside come later."""
         products = [Request(request, *self.rooms[-1]) for request in requests]
-        photos = [photo for product in products if not product.error for photo in product.photos()]
-        decoded = iter(list(self.pool.map(self.decode, photos) if len(photos) > 1 else map(self.decode, photos)))
+        in_batch = self.decoding.in_batch([product.weight for product in products])
+        answers = iter(self.answers([product for product, now in zip(products, in_batch, strict=True) if now]))
+        return [
+            next(answers) if now else self.set_aside(product, raw)
+            for product, raw, now in zip(products, requests, in_batch, strict=True)
+        ]
+
+    def set_aside(self, product, raw):
+        """Answers a request whose photos take long through its sender, so that the batch need not wait for them."""
+        sender = raw.get_response_sender()
+
+        def answer():
+            response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([product])[0]
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+        return None if self.decoding.set_aside(product.weight, answer) else refuse(BUSY, "UNAVAILABLE")
+
+    def answers(self, products):
+        """The responses to requests whose photos are decoded together."""
+        photos = [photo for product in products if not product.error for photo in product.opened]
+        decoded = iter(list(self.decoding.map(self.decode, photos)))
         return [self.respond(product, decoded) for product in products]
 
-    def decode(self, data):
+    def decode(self, photo):
         """Pixels of one photo, or the error that says what is wrong with it."""
         try:
-            return decode_image(data, self.height, self.width)
+            return photo.decode(self.height, self.width)
         except ImageError as error:
             return error
 
@@ -84,7 +109,7 @@ class TritonPythonModel:
 
     def finalize(self):
         """Called by Triton when the model is unloaded."""
-        self.pool.shutdown()
+        self.decoding.shutdown()
 
 
 class Request:
@@ -95,7 +120,9 @@ class Request:
         self.images = pb_utils.get_input_tensor_by_name(request, "images").as_numpy()
         self.labels = pb_utils.get_input_tensor_by_name(request, "labels").as_numpy()
         self.texts = []
-        self.error = self.fault()
+        self.opened = []
+        self.error = self.fault() or self.fault_of_photos()
+        self.weight = 0 if self.error else sum(photo.weight for photo in self.opened)
 
     def fault(self):
         """Reads the labels into `texts`; returns what is wrong with the request."""
@@ -104,6 +131,9 @@ class Request:
             return f"{n} images and {m} labels: give at least one image and as many labels as images"
         if n > self.max_photos or m > self.max_labels:
             return f"{n} images and {m} labels: at most {self.max_photos} images and {self.max_labels} labels are taken"
+        if len(self.images) * n * m > MAX_PAIRS:
+            pairs = f"{len(self.images)} products x {n} images x {m} labels"
+            return f"{pairs}: at most {MAX_PAIRS} pairs are taken in one request; send fewer products at a time"
         for row, labels in enumerate(self.labels):
             texts = []
             for place, label in enumerate(labels):
@@ -115,15 +145,22 @@ class Request:
             self.texts.append(texts)
         return ""
 
-    def photos(self):
-        """The image files of all products, one after the other."""
-        return list(self.images.ravel())
+    def fault_of_photos(self):
+        """Reads the headers of all photos, one product after the other, into `opened`; returns what is wrong."""
+        for place, photo in enumerate(self.images.ravel()):
+            try:
+                self.opened.append(open_image(photo))
+            except ImageError as error:
+                row, place = divmod(place, self.images.shape[1])
+                return f"{self.where(row)}image {place}: {error}"
+        weight = sum(photo.weight for photo in self.opened)
+        return fault_of_weight(weight, len(self.opened))
 
     def where(self, row):
         """Names the product when the request has several."""
         return f"row {row}, " if len(self.images) > 1 else ""
 
 
-def refuse(message):
-    """An answer with the status INVALID_ARGUMENT."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+def refuse(message, status="INVALID_ARG"):
+    """An answer with an error; `pb_utils.TritonError`, which names the states, is only there once a model runs."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, status)))

@@ -3,17 +3,18 @@
 An empty image or title (for the title also only white space) is allowed where the other is there: a white picture, or
 padding with one attended position, since attention over nothing has no value. A row with neither, a file that cannot be
 decoded and a title that is not UTF-8 fail their own request with INVALID_ARG and what was found; the others in the
-batch are answered. The decoder is the one that training used: the export copies catalogue/images.py next to this file.
+batch are answered, and those with large images later. The decoder is the one that training used: the export copies
+catalogue/images next to this file.
 """
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from images import ImageError, decode_image  # Triton puts this folder on the import path
+from images import ImageError, open_image  # Triton puts this folder on the import path
+from images.decoding_threads import BUSY, DecodingThreads, fault_of_weight
 from tokenizers import Tokenizer
 
 WHITE = 255
@@ -28,6 +29,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Read sizes and tokenizer, start the threads."""
+        self.give_way()
         folder = Path(__file__).parent
         sizes = json.loads((folder / "preprocessing.json").read_text())
         self.height, self.width = int(sizes["height"]), int(sizes["width"])
@@ -41,33 +43,60 @@ class TritonPythonModel:
         # All that can reach the tokens, so that a megabyte costs no more than a title. Four times what they can hold: a
         # normalizer may compose several characters into one.
         self.max_characters = 4 * max_length * max(map(len, self.tokenizer.get_vocab()))
-        self.pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        self.decoding = DecodingThreads()
+
+    def give_way(self):
+        """Lets the step that computes go first.
+
+        What is prepared faster than it can be computed is refused by the next queue, and was prepared in vain: under
+        overload nine in ten rows were.
+        """
+        os.nice(10)
 
     def execute(self, requests):
-        """One response a request; a batch of one row is decoded on this thread."""
+        """One response a request, of which those that are set aside come later."""
         asked = [Request(request, self.max_characters) for request in requests]
-        images = [image for request in asked if not request.error for image in request.images]
+        in_batch = self.decoding.in_batch([request.weight for request in asked])
+        answers = iter(self.answers([request for request, now in zip(asked, in_batch, strict=True) if now]))
+        return [
+            next(answers) if now else self.set_aside(request, raw)
+            for request, raw, now in zip(asked, requests, in_batch, strict=True)
+        ]
+
+    def set_aside(self, request, raw):
+        """Answers a request whose images take long through its sender, so that the batch need not wait for them."""
+        sender = raw.get_response_sender()
+
+        def answer():
+            response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([request])[0]
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+        return None if self.decoding.set_aside(request.weight, answer) else refuse(BUSY, "UNAVAILABLE")
+
+    def answers(self, asked):
+        """The responses to requests whose images are decoded together."""
+        images = [image for request in asked if not request.error for image in request.opened]
         titles = [title for request in asked if not request.error for title in request.titles]
         pixels = np.empty((len(images), self.height, self.width, 3), np.uint8)
-        decode = map if len(images) == 1 else self.pool.map
-        faults = list(decode(self.decode_into, pixels, images))
+        faults = list(self.decoding.map(self.decode_into, list(zip(pixels, images, strict=True))))
         encodings = self.tokenizer.encode_batch_fast(titles) if titles else []  # a batch may hold only bad requests
         prepared = {
             "pixel_values": pixels,
             "input_ids": np.array([encoding.ids for encoding in encodings], np.int64),
             "attention_mask": np.array([encoding.attention_mask for encoding in encodings], np.int64),
-            "image_present": np.array([[len(image) > 0] for image in images], np.bool_),
+            "image_present": np.array([[image is not None] for image in images], np.bool_),
             "text_present": np.array([[title != ""] for title in titles], np.bool_),
         }
         if titles:
             prepared["attention_mask"][:, 0] = 1
+            prepared = self.answered(prepared)
 
         responses, start = [], 0
         for request in asked:
             if request.error:
                 responses.append(refuse(request.error))
                 continue
-            stop = start + len(request.images)
+            stop = start + len(request.opened)
             bad = next((row for row in range(start, stop) if faults[row]), None)
             if bad is not None:
                 responses.append(refuse(f"image{request.of_row(bad - start)}: {faults[bad]}"))
@@ -80,31 +109,45 @@ class TritonPythonModel:
             start = stop
         return responses
 
-    def decode_into(self, pixels, data):
-        """Decode one row into its place. Returns what is wrong with it, "" for nothing."""
-        if not data:
+    def answered(self, prepared):
+        """What is answered about the rows; product_categorizer computes here."""
+        return prepared
+
+    def decode_into(self, place):
+        """Decode one row into its pixels. Returns what is wrong with it, "" for nothing."""
+        pixels, image = place
+        if image is None:
             pixels[...] = WHITE
             return ""
         try:
-            pixels[...] = decode_image(data, self.height, self.width)
+            pixels[...] = image.decode(self.height, self.width)
         except ImageError as error:
             return str(error)
         return ""
 
     def finalize(self):
         """Called by Triton when the model is unloaded."""
-        self.pool.shutdown()
+        self.decoding.shutdown()
 
 
 class Request:
     """The rows of one request, and what is wrong with them before any pixel is decoded ("" for nothing)."""
 
     def __init__(self, request, max_characters):
-        self.images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().ravel()
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().ravel()
         encoded = pb_utils.get_input_tensor_by_name(request, "title").as_numpy().ravel()
+        self.rows = len(images)
         self.titles = []
+        self.opened = []  # None for no image
         self.error = ""
-        for row, (image, data) in enumerate(zip(self.images, encoded, strict=True)):
+        self.read(images, encoded, max_characters)
+        self.weight = 0 if self.error else sum(image.weight for image in self.opened if image)
+        if fault := fault_of_weight(self.weight, len(self.opened)):
+            self.error, self.weight = fault, 0
+
+    def read(self, images, encoded, max_characters):
+        """Reads titles and the headers of images, up to the first row that has a fault."""
+        for row, (image, data) in enumerate(zip(images, encoded, strict=True)):
             try:
                 self.titles.append(clean(data, max_characters))
             except UnicodeDecodeError as error:
@@ -112,13 +155,18 @@ class Request:
                 self.error = f"title{self.of_row(row)} is not valid UTF-8: {found}"
                 return
             if not image and not self.titles[row]:
-                where = f"row {row}: " if len(self.images) > 1 else ""
+                where = f"row {row}: " if self.rows > 1 else ""
                 self.error = f"{where}the inputs image and title are both empty; give at least one of them"
+                return
+            try:
+                self.opened.append(open_image(image) if image else None)
+            except ImageError as error:
+                self.error = f"image{self.of_row(row)}: {error}"
                 return
 
     def of_row(self, row):
         """Names the row when the request has several."""
-        return f" of row {row}" if len(self.images) > 1 else ""
+        return f" of row {row}" if self.rows > 1 else ""
 
 
 def clean(data, max_characters):
@@ -126,6 +174,6 @@ def clean(data, max_characters):
     return data.decode("utf-8").lstrip(BLANK)[:max_characters].translate(CONTROL_TO_SPACE).rstrip(BLANK)
 
 
-def refuse(message):
-    """An answer with the status INVALID_ARGUMENT."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+def refuse(message, status="INVALID_ARG"):
+    """An answer with an error; `pb_utils.TritonError`, which names the states, is only there once a model runs."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, status)))

@@ -3,15 +3,14 @@
 It serves `model.onnx` under the name, and with the configuration, of the official C++ backend
 (triton-inference-server/onnxruntime_backend, release 24.10 with ONNX Runtime 1.19.2), so that one repository runs
 under both: the same keys are read, the same parts of a configuration are completed, the same mistakes are refused.
-Where the installed ONNX Runtime knows more than 1.19.2 (newer IR and opset versions), what the official backend cannot
-load is refused here as well. A dynamic batch is one `session.run`: inputs are concatenated (those with
+What is too new for 1.19.2 (IR above 10, opset above 21) is refused by the export and by `shelfwise repository check`,
+not here. A dynamic batch is one `session.run`: inputs are concatenated (those with
 `allow_ragged_batch` as one flat tensor, as the official backend does), outputs cut into views.
 
 Two differences, both deliberate: intra-op threads default to cores / instances rather than to all cores for every
 instance, and when a batch fails its requests are run one by one, so that only the bad one is answered with an error.
 """
 
-import io
 import json
 import os
 
@@ -21,8 +20,6 @@ import triton_python_backend_utils as pb_utils
 
 DEFAULT_MODEL_FILENAME = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # the server's own --backend-config=default-max-batch-size, which stubs are not told
-MAX_IR_VERSION = 10
-MAX_OPSET_VERSION = 21
 
 # ONNX Runtime's name of an element type -> (Triton's name in a configuration, numpy's type)
 ELEMENT_TYPES = {
@@ -152,7 +149,6 @@ def model_path(config, model_dir):
 
 def load_session(path, config, instances, device="CPUExecutionProvider", optimize=True):
     """An ONNX Runtime session with the options that the configuration asks for."""
-    check_versions(path)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only; the official backend reports warnings at verbose level
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
@@ -363,85 +359,3 @@ def check_tensor(config, kind, tensor, provided, exact):
             f"model '{model}', tensor '{name}': the model expects {len(shape)} dimensions (shape {shape}) but the "
             f"model configuration specifies {len(complete)} dimensions ({prefix}shape {complete})"
         )
-
-
-def check_versions(path):
-    """Refuse what ONNX Runtime 1.19.2 cannot load, in its words: IR above 10, standard opset above 21."""
-    ir_version, opset_version = read_versions(path)
-    if ir_version > MAX_IR_VERSION:
-        raise pb_utils.TritonModelException(
-            f"Load model from {path} failed: Unsupported model IR version: {ir_version}, max supported IR version: "
-            f"{MAX_IR_VERSION}"
-        )
-    if opset_version > MAX_OPSET_VERSION:
-        raise pb_utils.TritonModelException(
-            f"Load model from {path} failed: ONNX Runtime only *guarantees* support for models stamped with official "
-            f"released onnx opset versions. Opset {opset_version} is not supported: current official support for "
-            f"domain ai.onnx is till opset {MAX_OPSET_VERSION}."
-        )
-
-
-def read_versions(path):
-    """(IR version, version of the standard opset) of a model file.
-
-    ModelProto is read field by field, so that neither the package `onnx` nor the weights are loaded for two numbers:
-    field 1 is ir_version, field 8 an OperatorSetIdProto (1: domain, 2: version); all others are skipped.
-    """
-    ir_version = opset_version = 0
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        while file.tell() < end:
-            field, value = read_field(file, end, keep=(8,), path=path)
-            if field == 1:
-                ir_version = value
-            elif field == 8:
-                domain, version = read_opset(value, path)
-                if domain in (b"", b"ai.onnx"):
-                    opset_version = version
-    if not ir_version:
-        raise pb_utils.TritonModelException(f"Load model from {path} failed: Protobuf parsing failed.")
-    return ir_version, opset_version
-
-
-def read_opset(content, path):
-    """(domain, version) of an OperatorSetIdProto."""
-    domain, version = b"", 0
-    file = io.BytesIO(content)
-    while file.tell() < len(content):
-        field, value = read_field(file, len(content), keep=(1,), path=path)
-        if field == 1:
-            domain = value
-        elif field == 2:
-            version = value
-    return domain, version
-
-
-def read_field(file, end, keep, path):
-    """The next field of a protobuf message: its number, and its varint or, for numbers in `keep`, its bytes."""
-    key = read_varint(file, path)
-    field, wire_type = key >> 3, key & 7
-    if wire_type == 0:
-        return field, read_varint(file, path)
-    length = {1: 8, 5: 4}.get(wire_type)
-    if wire_type == 2:
-        length = read_varint(file, path)
-    if not field or length is None or file.tell() + length > end:
-        raise pb_utils.TritonModelException(f"Load model from {path} failed: Protobuf parsing failed.")
-    if field in keep:
-        return field, file.read(length)
-    file.seek(length, os.SEEK_CUR)
-    return field, None
-
-
-def read_varint(file, path):
-    """A number of protobuf's: seven bits a byte, the lowest first."""
-    value = shift = 0
-    while True:
-        byte = file.read(1)
-        if not byte or shift > 63:
-            raise pb_utils.TritonModelException(f"Load model from {path} failed: Protobuf parsing failed.")
-        value |= (byte[0] & 0x7F) << shift
-        shift += 7
-        if byte[0] < 0x80:
-            return value

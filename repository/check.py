@@ -1,8 +1,7 @@
 """Whether a model repository can be served: every configuration against the files of the version that would be.
 
 What Triton refuses at start is found here in a second, without it, and named by file; some of it Triton never notices:
-plans for another GPU, an ensemble whose steps are not the version that it was published with, an unreadable readiness
-request.
+files that are not those that were published, plans for another GPU, an unreadable readiness request.
 """
 
 from __future__ import annotations
@@ -11,20 +10,30 @@ import ast
 import json
 from pathlib import Path
 
+import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from .onnx_graphs import ExportError, check_versions
+from .configs import (
+    CONFIG_FILE,
+    READINESS_FILE,
+    RepositoryError,
+    is_ensemble,
+    model_configs,
+    newest_version,
+)
 from .plans import repository_refusals
-from .repository import CONFIG_FILE, READINESS_FILE, RELEASE_FILE, RepositoryError
-from .served import mixed_versions, model_configs, newest_version
+from .release import current, verify
 
+MAX_OPSET = 21
+MAX_IR_VERSION = 10
 TRITON_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "bfloat16": "BF16"}
 """ONNX Runtime's names of element types -> Triton's, where they are more than upper case."""
 
 
 def check_repository(repository: Path) -> list[str]:
-    """Checks every model of a repository that is served; systems that were not exported yet are not.
+    """Checks the current release of a repository: its digests, and every model.
 
     Returns:
         The models' names.
@@ -33,30 +42,41 @@ def check_repository(repository: Path) -> list[str]:
         RepositoryError: naming the first file that does not fit, or that there is no model.
         ValueError: a plan has no readable record.
     """
-    try:
-        configs = {config.name: config for config in model_configs(repository)}
-    except ValueError as error:
-        raise RepositoryError(str(error)) from error
-    if not configs:
-        raise RepositoryError(f"{repository} holds no exported model (a folder NAME with {CONFIG_FILE} and a version)")
-    mixed = mixed_versions(repository, list(configs.values()))
-    if mixed:
-        raise RepositoryError("; ".join(mixed.values()))
+    folder = current(repository)
+    verify(folder)
+    configs = {config.name: config for config in model_configs(folder)}
     for model, config in configs.items():
-        version = _newest_version(repository / model)
-        if config.HasField("ensemble_scheduling"):
-            _check_ensemble(repository, config, configs, version)
+        version = _newest_version(folder / model)
+        if is_ensemble(config):
+            _check_ensemble(folder, config, configs)
         else:
             _check_model(config, version)
         for output in config.output:
-            if output.label_filename and not (repository / model / output.label_filename).is_file():
-                raise RepositoryError(
-                    f"{repository / model / output.label_filename} is missing: {CONFIG_FILE} names it"
-                )
-    refusals = repository_refusals(repository)
+            if output.label_filename and not (folder / model / output.label_filename).is_file():
+                raise RepositoryError(f"{folder / model / output.label_filename} is missing: {CONFIG_FILE} names it")
+    refusals = repository_refusals(folder)
     if refusals:
         raise RepositoryError("; ".join(f"{model}: {reason}" for model, reason in refusals.items()))
     return sorted(configs)
+
+
+def check_versions(path: Path) -> None:
+    """Refuses an ONNX file that the ONNX Runtime in Triton's container cannot read.
+
+    Raises:
+        RepositoryError: naming file, what it has and what would be right.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise RepositoryError(f"{path} is no ONNX file: {error}") from error
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if not 0 < opset <= MAX_OPSET:
+        raise RepositoryError(f"{path} has opset {opset}; Triton's ONNX Runtime reads 1 to {MAX_OPSET}")
+    if model.ir_version > MAX_IR_VERSION:
+        raise RepositoryError(
+            f"{path} has IR version {model.ir_version}; Triton's ONNX Runtime reads up to {MAX_IR_VERSION}"
+        )
 
 
 def _newest_version(model: Path) -> Path:
@@ -66,13 +86,15 @@ def _newest_version(model: Path) -> Path:
     return version
 
 
-def _check_ensemble(repository: Path, config: ModelConfig, configs: dict[str, ModelConfig], version: Path) -> None:
-    if not (version / RELEASE_FILE).is_file():
-        raise RepositoryError(f"{version} has no {RELEASE_FILE}: its export was interrupted; export again")
+def _check_ensemble(repository: Path, config: ModelConfig, configs: dict[str, ModelConfig]) -> None:
     produced = {tensor.name for tensor in config.input}
     for step in config.ensemble_scheduling.step:
         if step.model_name not in configs:
             raise RepositoryError(f"{config.name}: step {step.model_name} is no model of {repository}")
+        if step.model_version > 0 and not (repository / step.model_name / str(step.model_version)).is_dir():
+            raise RepositoryError(
+                f"{config.name}: wants version {step.model_version} of its step {step.model_name}, which is not there"
+            )
         step_config = configs[step.model_name]
         if step_config.max_batch_size < config.max_batch_size:
             raise RepositoryError(
@@ -119,8 +141,8 @@ def _check_onnx(config: ModelConfig, path: Path) -> None:
     try:
         check_versions(path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except ExportError as error:
-        raise RepositoryError(str(error)) from error
+    except RepositoryError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise RepositoryError(f"{path} cannot be loaded: {error}") from error
     for kind, configured, tensors in (
