@@ -25,7 +25,7 @@ from .encoders import ImageEncoderConfig, TextEncoderConfig
 from .image_tower import ImageTower, normalised
 
 SEGMENTS = {"title": 0, "query": 1, "image": 2}
-PATCH_CHANNELS = (48, 96)
+PATCH_CHANNELS = (32, 64)
 
 
 class PatchGrid(BaseModel):
@@ -210,9 +210,9 @@ class FashionBert(nn.Module):
 
 
 class PatchResNet(nn.Module):
-    """A ResNet (He et al., 2016) for single patches, the same for all: one stride, then residual blocks, no pooling.
+    """A ResNet (He et al., 2016) for single patches, the same for all.
 
-    Patches are a few pixels wide; what their features keep of the place within a patch tells a collar from a hem.
+    Its last map is not averaged: patches are a few pixels wide, and where in a patch an edge runs says what it is of.
 
     Raises:
         ValueError: the sides of the photo are no multiples of the grid's.
@@ -237,11 +237,15 @@ class PatchResNet(nn.Module):
             nn.BatchNorm2d(narrow),
             nn.ReLU(),
             ResidualBlock(narrow, narrow),
+            # Pooled, not strided: oneDNN's bfloat16 convolution is wrong where it strides over maps this small.
+            nn.AvgPool2d(2, ceil_mode=True),
             ResidualBlock(narrow, wide),
-            nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
-        self.width = 4 * wide
+        patch = torch.zeros(1, 3, grid.height // grid.rows, grid.width // grid.columns)
+        with torch.no_grad():
+            self.width = self.layers.eval()(patch).shape[1]
+        self.layers.train()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, H, W, 3] uint8 -> [B, P, C], row by row."""
