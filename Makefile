@@ -45,8 +45,8 @@ demo: $(addprefix demo-,$(SYSTEMS))
 
 $(addprefix demo-,$(SYSTEMS)): demo-%: install $(FEED)
 	$(BIN)/shelfwise train $* $(FEED) --run $(RUNS)/$(NAME)/$*
-	$(BIN)/shelfwise export $(RUNS)/$(NAME)/$*/bundle --repository $(RUNS)/$(NAME)/model_repository
-	$(BIN)/python -m benchmarks.demo $* $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
+	$(BIN)/shelfwise export $(RUNS)/$(NAME)/$*/bundle --repository $(RUNS)/$(NAME)/repository
+	$(BIN)/python -m benchmarks.demo $* $(FEED) --repository $(RUNS)/$(NAME)/repository \
 		--bundle $(RUNS)/$(NAME)/$*/bundle --output $(RUNS)/$(NAME)/demo
 
 $(RUNS)/sample.parquet: | install

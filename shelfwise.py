@@ -10,7 +10,7 @@
     shelfwise rollback                        back to the release before
     shelfwise serve                           Triton on the repository, in the foreground
     shelfwise ready                           one true inference through every ensemble
-    shelfwise categorize IMAGE --title …      ask a running server
+    shelfwise categorize IMAGE --title …      ask a running server (ask.py)
     shelfwise match-colours IMAGES… --labels …
 
 Imports are inside the commands: asking a server needs no torch, and --help answers at once.
@@ -19,9 +19,12 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from ask import CaOption, HeaderOption, UrlOption, fail, parse_headers
+from ask import app as ask_app
 
 if TYPE_CHECKING:
     import grpc
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Product understanding for a catalogue, trained and served.",
 )
@@ -38,25 +40,13 @@ labels_app = typer.Typer(no_args_is_help=True, help="Look at the label tables of
 app.add_typer(labels_app, name="labels")
 repository_app = typer.Typer(no_args_is_help=True, help="Look at the releases; take one into service.")
 app.add_typer(repository_app, name="repository")
+app.add_typer(ask_app)
 
 REPOSITORY = Path("runs/repository")
 
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", envvar="SHELFWISE_REPOSITORY", help="Folder of the releases.")
 ]
-CaOption = Annotated[
-    Path | None, typer.Option("--ca", envvar="SHELFWISE_CA", help="Certificate authority (PEM) of a server behind TLS.")
-]
-HeaderOption = Annotated[
-    list[str] | None, typer.Option("--header", help="KEY=VALUE sent with every call, for a gated server; repeatable.")
-]
-UrlOption = Annotated[str, typer.Option(envvar="SHELFWISE_URL", help="gRPC address of the server, host:port.")]
-
-
-def fail(error: Exception) -> NoReturn:
-    """Ends the program with an error's sentence instead of a traceback."""
-    typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(1)
 
 
 @app.command()
@@ -286,7 +276,7 @@ def repository_roll_out(
     from serving.roll_out import RollOutError, roll_out
 
     try:
-        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=_headers(header))
+        done = roll_out(url, repository, version, timeout, credentials=_credentials(ca), headers=parse_headers(header))
     except (RollOutError, NotReady, ValueError, OSError) as error:
         fail(error)
     typer.echo(f"release {done.release} is served")
@@ -349,7 +339,7 @@ def serve(
             shared_memory=shared_memory,
             triton_options=triton_option or (),
             credentials=_credentials(ca),
-            headers=_headers(header),
+            headers=parse_headers(header),
         )
         status = run_server(server, lame_duck)
     except (ServerEnvironmentError, ServerError, NotReady, ValueError, OSError) as error:
@@ -370,68 +360,14 @@ def ready(
     from serving.readiness import NotReady, check
 
     try:
-        names = check(url, repository, timeout, model=model, credentials=_credentials(ca), headers=_headers(header))
+        names = check(
+            url, repository, timeout, model=model, credentials=_credentials(ca), headers=parse_headers(header)
+        )
         if not names:
             raise NotReady(url, {"repository": f"{repository} holds no exported ensemble, so nothing was asked"})
         typer.echo(f"ready: {', '.join(names)}")
     except (NotReady, ValueError, OSError) as error:
         fail(error)
-
-
-@app.command()
-def categorize(
-    image: Annotated[Path | None, typer.Argument(help="Image file; may be left out when a title is given.")] = None,
-    title: Annotated[str | None, typer.Option(help="The product's title.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Categories to list.")] = 5,
-    url: UrlOption = "127.0.0.1:8001",
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
-    ca: CaOption = None,
-    header: HeaderOption = None,
-) -> None:
-    """Ask a running server for the category of a product."""
-    from client import TLS, ShelfwiseClient, ShelfwiseError
-
-    try:
-        tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
-            answer = client.categorize(image=image, title=title, k=k)
-    except (ShelfwiseError, ValueError, OSError) as error:
-        fail(error)
-    for category in answer.categories:
-        typer.echo(f"{category.probability:7.4f}  {category.label}")
-    typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
-
-
-@app.command("match-colours")
-def match_colours(
-    images: Annotated[list[Path], typer.Argument(help="Photos of one product.")],
-    labels: Annotated[str, typer.Option(help="Its colour labels, separated by commas, at least as many as photos.")],
-    one_to_one: Annotated[bool, typer.Option("--one-to-one", help="Give no label twice.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw photos and labels to this PNG.")] = None,
-    url: UrlOption = "127.0.0.1:8001",
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for the whole call.")] = 10.0,
-    ca: CaOption = None,
-    header: HeaderOption = None,
-) -> None:
-    """Ask a running server which colour label belongs to which photo."""
-    from client import TLS, ShelfwiseClient, ShelfwiseError
-
-    texts = [label.strip() for label in labels.split(",")]
-    try:
-        tls = TLS(ca) if ca else None
-        with ShelfwiseClient(url, timeout=timeout, tls=tls, headers=_headers(header)) as client:
-            matches = client.match_colours(images, texts, one_to_one=one_to_one)
-        if picture is not None:
-            from catalogue.colour_sheet import LabelledPhoto, draw_colour_sheet
-
-            photos = zip(images, matches, strict=True)
-            draw_colour_sheet(
-                [[LabelledPhoto(image.read_bytes(), m.label, m.index, m.probability) for image, m in photos]], picture
-            )
-    except (ShelfwiseError, ValueError, OSError) as error:
-        fail(error)
-    for image, match in zip(images, matches, strict=True):
-        typer.echo(f"{match.probability:7.4f}  {match.label}  {image}")
 
 
 @labels_app.command("show")
@@ -477,16 +413,6 @@ def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:
     import grpc
 
     return grpc.ssl_channel_credentials(ca.read_bytes()) if ca else None
-
-
-def _headers(assignments: list[str] | None) -> dict[str, str] | None:
-    headers = {}
-    for assignment in assignments or []:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"--header wants KEY=VALUE, got {assignment!r}")
-        headers[key] = value
-    return headers or None
 
 
 if __name__ == "__main__":

@@ -1,92 +1,132 @@
-"""`ShelfwiseClient`: the ensembles as Python calls, `categorize` also for a stream of items.
+"""The ensembles as Python calls: `ShelfwiseClient`, which blocks, and `AsyncShelfwiseClient` for asyncio.
 
-The work per call is one protobuf message each way and a handful of small objects; everything slow is the server's.
-A stream keeps several requests in flight, gives answers in the order of its items, and turns the failure of a batch
-into the failure of the rows that caused it, by asking about its rows one by one.
+Both have the same methods with the same arguments. A method says how it is called and documented; what is particular to
+an ensemble is in `ensembles.py`, what is common to all in `engine.py` and `stream.py`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
+from urllib.parse import urlsplit
 
-from tritonclient.grpc import service_pb2
-
-from . import colours
-from .errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    ModelNotFound,
-    ServerError,
-    ServerUnavailable,
-    ShelfwiseError,
+from . import ensembles
+from .call import Answer, Call
+from .endpoints import Endpoints
+from .engine import Engine, checked_seconds
+from .ensembles import Description, Item, Photos, Query, TextAndImage
+from .http_transport import HttpConnection
+from .images import Image
+from .results import (
+    Categorization,
+    ColourMatch,
+    Embedding,
+    Judgement,
+    SearchResult,
+    ServerMetadata,
+    TextImageMatch,
 )
-from .images import Image, encode_image
-from .results import PATH_SEPARATOR, Categorization, Category, ColourMatch, Item, ServerMetadata
-from .tensors import bytes_tensor, output
-from .transport import TLS, Cancellation, Deadline, Transport, checked_timeout
+from .runtime import Asyncio, Blocking, Runtime, finish
+from .shared_memory import SharedMemory
+from .stream import AsyncStream, Stream, StreamOptions
+from .transport import COMPRESSIONS, TLS, Connection, GrpcConnection, is_loopback
 
-logger = logging.getLogger(__name__)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Each = TypeVar("Each")
 
-MODEL = "categorize"
-OUTPUTS = ("category", "category_id", "probability", "neighbour_kl")
-MAX_REQUEST_BYTES = 32 * 2**20
-"""A stream sends a batch in several requests rather than one above this size, to bound memory on both sides."""
+Matches = tuple[ColourMatch, ...]
+ItemFields = Item | tuple[Image | None, str | None]
+PhotosFields = Photos | tuple[Sequence[Image], Sequence[str]]
+DescriptionFields = Description | tuple[str, Sequence[str | None]]
+QueryFields = Query | tuple[str | None, Image | None]
+TextAndImageFields = TextAndImage | tuple[str, Image, str | None]
 
-_Row = tuple[bytes, bytes]  # image file, title in UTF-8; empty stands for absent
-_Answer = Categorization | ShelfwiseError
+
+class _Client:
+    """Arguments, checks and engine of both clients."""
+
+    _runtime: type[Blocking] | type[Asyncio]
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        timeout: float = 10.0,
+        tls: TLS | None = None,
+        headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+        compression: str | None = None,
+        hedge_after: float | None = None,
+        shared_memory: bool = False,
+    ) -> None:
+        if compression not in COMPRESSIONS:
+            raise ValueError(f'compression must be "gzip", "deflate" or None, not {compression!r}')
+        runtime = self._runtime()
+        urls = [url] if isinstance(url, str) else list(url)
+        if not urls:
+            raise ValueError("give at least one url")
+        connections = [_connection(each, tls, compression, runtime) for each in urls]
+        fixed = headers or {}
+        self._engine = Engine(
+            runtime,
+            Endpoints(connections),
+            checked_seconds(timeout),
+            None if hedge_after is None else checked_seconds(hedge_after, "hedge_after"),
+            fixed if callable(fixed) else lambda: fixed,
+        )
+        if shared_memory:
+            if len(urls) > 1 or not isinstance(connections[0], GrpcConnection) or not is_loopback(urls[0]):
+                raise ValueError(f"shared memory needs one gRPC server on this machine, not {', '.join(urls)}")
+            self._engine.shared_memory = SharedMemory(self._engine.send)
 
 
-class ShelfwiseClient:
-    """A connection to one Shelfwise server.
+class ShelfwiseClient(_Client):
+    """A connection to a Shelfwise server, or to several that serve the same.
 
     Connects with the first call, and again by itself when the connection is lost. All methods may be called from
     several threads at once; the connection is shared and requests overlap on it. Create it after a fork, not before.
 
+    >>> with ShelfwiseClient(url, timeout=5.0) as client:
+    ...     client.categorize(title="Puma men running shoes", k=1).categories[0].label
+    '... > ...'
+
     Args:
-        url: "host:port" of the server's gRPC endpoint.
+        url: "host:port" of the server's gRPC endpoint, or "http://host:port" ("https://…") of its HTTP endpoint, or a
+            sequence of them, which share the requests.
         timeout: seconds that a call may take from start to end, retries included, unless it is given its own.
         tls: encrypts the connection; None sends in the clear.
-        headers: sent with every request, for example {"authorization": "Bearer …"}.
+        headers: sent with every request, for example {"authorization": "Bearer …"}; or a function that gives them,
+            for what changes: tokens, the `traceparent` of a request that is being served.
+        compression: of requests, "gzip" or "deflate"; images gain nothing by it.
+        hedge_after: seconds after which a request without an answer is sent a second time, to another server if there
+            is one; the first answer counts.
+        shared_memory: large requests go through /dev/shm, where a server on this machine allows it.
 
     Raises:
-        ValueError: a URL with a scheme or without a port, a timeout that is not positive, or TLS files that do not
-            belong together.
+        ValueError: a URL without a port, a timeout that is not positive, or options that do not fit together.
         OSError: a TLS file cannot be read.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout: float = 10.0,
-        tls: TLS | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self._timeout = checked_timeout(timeout)
-        self._transport = Transport(url, tls, headers or {})
+    _runtime = Blocking
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the connection; calls in flight in other threads end with RequestCancelled."""
-        self._transport.close()
+        finish(self._engine.close())
 
     def categorize(
         self, image: Image | None = None, title: str | None = None, *, k: int = 5, timeout: float | None = None
     ) -> Categorization:
         """The k most probable categories of one product.
+
+        >>> answer = client.categorize("shoe.jpg", "Puma men running shoes", k=2)
+        >>> [category.label for category in answer.categories]
+        ['... > ...', '...']
 
         Args:
             image: path, bytes of an image file, uint8 array [H, W, 3] (RGB) or [H, W], or Pillow image; None or
@@ -99,20 +139,11 @@ class ShelfwiseClient:
             InvalidInput: neither image nor title, an image that is too large or cannot be decoded, k out of range.
             ShelfwiseError: see its subclasses for the faults of server and network.
         """
-        deadline = self._deadline(timeout)
-        rows = [_encode(Item(image, title))]
-        _check_k(k)
-        return _parse(self._transport.call(self._transport.stub.ModelInfer, _request(rows), deadline), rows, k)[0]
+        return self._run(self._engine.ask(ensembles.categorize(k), (image, title), timeout))
 
     def categorize_many(
-        self,
-        items: Iterable[Item | tuple[Image | None, str | None]],
-        *,
-        k: int = 5,
-        timeout: float | None = None,
-        batch_size: int = 8,
-        in_flight: int = 4,
-    ) -> Generator[Categorization | ShelfwiseError, None, None]:
+        self, items: Iterable[ItemFields], *, k: int = 5, **options: Unpack[StreamOptions]
+    ) -> Stream[Categorization]:
         """Categorizes a sequence or an endless stream, yielding one answer or one error for each item, in order.
 
         At most batch_size × (in_flight + 1) items are read ahead of the answer that is yielded next. An item that is
@@ -120,12 +151,19 @@ class ShelfwiseClient:
         are read and encoded in the threads that send them. Closing the iterator, or leaving it to the garbage
         collector, cancels what is in flight.
 
+        >>> items = [("shoe.jpg", "Puma men running shoes"), (None, "Nike tee"), (None, None)]
+        >>> for answer in client.categorize_many(items, k=1):
+        ...     print("no:" if isinstance(answer, ShelfwiseError) else "yes:", answer)
+        yes: Categorization(categories=(Category(label='... > ...', ...), neighbour_kl=...)
+        yes: Categorization(...)
+        no: image and title are both empty: at least one of them is needed
+        >>> sorted(number for number, answer in client.categorize_many(items, k=1).as_completed())
+        [0, 1, 2]
+
         Args:
-            items: `Item`s or plain (image, title) pairs; fields as in `categorize`.
+            items: `Item`s or plain (image, title) tuples; fields as in `categorize`.
             k: as in `categorize`.
-            timeout: seconds for each request with its retries, counted from when it is sent; None takes the client's.
-            batch_size: rows a request; keep it within the max_batch_size of the served model.
-            in_flight: requests at a time.
+            options: see `StreamOptions`.
 
         Yields:
             A Categorization, or the ShelfwiseError that `categorize` would have raised for this item.
@@ -133,13 +171,28 @@ class ShelfwiseClient:
         Raises:
             InvalidInput: k is not positive or, once the first answer is there, larger than what the server returns.
             ServerError: the server's answers are not those of a Shelfwise server.
-            ValueError: batch_size, in_flight or timeout is not positive.
+            ServerUnavailable: as many requests in a row as `give_up_after` says found no server.
+            DeadlineExceeded: the stream's own deadline has passed.
+            ValueError: an option that is not positive.
         """
-        if batch_size < 1 or in_flight < 1:
-            raise ValueError(f"batch_size and in_flight must be positive, not {batch_size} and {in_flight}")
-        _check_k(k)
-        seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        return self._stream(iter(items), k, seconds, batch_size, in_flight)
+        return self._many(ensembles.categorize(k), items, options)
+
+    def judge(
+        self, image: Image | None = None, title: str | None = None, *, k: int = 5, timeout: float | None = None
+    ) -> Judgement:
+        """`categorize`, and whether the answer can be filed without a person looking; an older server cannot say.
+
+        Raises:
+            InvalidInput: as `categorize`, and where the server has no output `sure_from`.
+            ShelfwiseError: see its subclasses for the faults of server and network.
+        """
+        return self._run(self._engine.ask(ensembles.judge(k), (image, title), timeout))
+
+    def judge_many(
+        self, items: Iterable[ItemFields], *, k: int = 5, **options: Unpack[StreamOptions]
+    ) -> Stream[Judgement]:
+        """`judge` of many items, as `categorize_many` does it."""
+        return self._many(ensembles.judge(k), items, options)
 
     def match_colours(
         self,
@@ -148,8 +201,12 @@ class ShelfwiseClient:
         *,
         one_to_one: bool = False,
         timeout: float | None = None,
-    ) -> tuple[ColourMatch, ...]:
+    ) -> Matches:
         """The colour label of every photo of one product.
+
+        >>> matches = client.match_colours(["1.jpg", "2.jpg"], ["Black (ships today)", "Navy"], one_to_one=True)
+        >>> sorted(match.label for match in matches)
+        ['Black (ships today)', 'Navy']
 
         Args:
             images: [n] photos, 1 ≤ n ≤ 128, each as in `categorize`.
@@ -166,165 +223,185 @@ class ShelfwiseClient:
                 read; the message names its place.
             ShelfwiseError: see its subclasses for the faults of server and network.
         """
-        deadline = self._deadline(timeout)
-        request = colours.request(images, labels)
-        response = self._transport.call(self._transport.stub.ModelInfer, request, deadline)
-        return colours.parse(response, len(images), labels, one_to_one=one_to_one)
+        return self._run(self._engine.ask(ensembles.match_colours(one_to_one), (images, labels), timeout))
 
-    def is_ready(self, model: str = MODEL, *, timeout: float | None = None) -> bool:
-        """Whether the server says that a model, "categorize" or "match_colours", is ready; False without an answer.
+    def match_colours_many(
+        self, products: Iterable[PhotosFields], *, one_to_one: bool = False, **options: Unpack[StreamOptions]
+    ) -> Stream[Matches]:
+        """`match_colours` of many products, as `categorize_many` does it; those of equal size share requests."""
+        return self._many(ensembles.match_colours(one_to_one), products, options)
+
+    def embed_image(self, image: Image, *, timeout: float | None = None) -> Embedding:
+        """The place of an image in the space that texts share, of unit length.
+
+        >>> len(client.embed_image("shoe.jpg").values)
+        4
+        """
+        return self._run(self._engine.ask(ensembles.embed_image(), image, timeout))
+
+    def embed_image_many(self, images: Iterable[Image], **options: Unpack[StreamOptions]) -> Stream[Embedding]:
+        """`embed_image` of many images, as `categorize_many` does it."""
+        return self._many(ensembles.embed_image(), images, options)
+
+    def embed_text(
+        self, description: str, entities: Sequence[str | None] = (), *, timeout: float | None = None
+    ) -> Embedding:
+        """The place of a text in the space that images share, of unit length.
+
+        >>> len(client.embed_text("Puma men running shoes", ["Puma", "Blue"]).values)
+        4
+
+        Args:
+            description: what is said about the product.
+            entities: [E] in the order of the served bundle; None or empty is an absent one.
+            timeout: seconds for the whole call; None takes the client's.
+        """
+        return self._run(self._engine.ask(ensembles.embed_text(), (description, entities), timeout))
+
+    def embed_text_many(
+        self, descriptions: Iterable[DescriptionFields], **options: Unpack[StreamOptions]
+    ) -> Stream[Embedding]:
+        """`embed_text` of many texts, as `categorize_many` does it."""
+        return self._many(ensembles.embed_text(), descriptions, options)
+
+    def search(
+        self, query: str | None = None, image: Image | None = None, *, k: int = 10, timeout: float | None = None
+    ) -> SearchResult:
+        """The k products nearest to a text, an image or both.
+
+        >>> [product.product_id for product in client.search("red shoes", k=2).products]
+        ['...', '...']
+        """
+        return self._run(self._engine.ask(ensembles.search(k), (query, image), timeout))
+
+    def search_many(
+        self, queries: Iterable[QueryFields], *, k: int = 10, **options: Unpack[StreamOptions]
+    ) -> Stream[SearchResult]:
+        """`search` for many queries, as `categorize_many` does it."""
+        return self._many(ensembles.search(k), queries, options)
+
+    def match_text_image(
+        self, title: str, image: Image, query: str | None = None, *, timeout: float | None = None
+    ) -> TextImageMatch:
+        """How probable it is that a title, an image and perhaps a query belong together.
+
+        >>> 0 <= client.match_text_image("Puma men running shoes", "shoe.jpg").probability <= 1
+        True
+        """
+        return self._run(self._engine.ask(ensembles.match_text_image(), (title, image, query), timeout))
+
+    def match_text_image_many(
+        self, pairs: Iterable[TextAndImageFields], **options: Unpack[StreamOptions]
+    ) -> Stream[TextImageMatch]:
+        """`match_text_image` of many pairs, as `categorize_many` does it."""
+        return self._many(ensembles.match_text_image(), pairs, options)
+
+    def is_ready(self, model: str = "categorize", *, timeout: float | None = None) -> bool:
+        """Whether a server says that a model, "categorize" or "match_colours", is ready; False without an answer.
 
         Asks once, without retries.
+
+        >>> client.is_ready("categorize")
+        True
 
         Raises:
             AccessDenied: the server is there but wants a header.
         """
-        request = service_pb2.ModelReadyRequest(name=model)
-        try:
-            answer = self._transport.call(
-                self._transport.stub.ModelReady, request, self._deadline(timeout), retry=False
-            )
-        except (ServerUnavailable, DeadlineExceeded, ModelNotFound):
-            return False
-        return bool(answer.ready)
+        return self._run(self._engine.is_ready(model, timeout))
 
-    def server_metadata(self, model: str = MODEL, *, timeout: float | None = None) -> ServerMetadata:
+    def server_metadata(self, model: str = "categorize", *, timeout: float | None = None) -> ServerMetadata:
         """Name and version of the server, and the versions of a model that it serves.
+
+        >>> client.server_metadata().model_versions
+        ('1',)
 
         Raises:
             ModelNotFound: the server does not serve the model.
             ShelfwiseError: as in `categorize`.
         """
-        deadline = self._deadline(timeout)
-        stub = self._transport.stub
-        server = self._transport.call(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline)
-        served = self._transport.call(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), deadline)
-        return ServerMetadata(server.name, server.version, tuple(served.versions))
+        return self._run(self._engine.server_metadata(model, timeout))
 
-    def _deadline(self, timeout: float | None) -> Deadline:
-        return Deadline(self._timeout if timeout is None else timeout)
+    def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return finish(coroutine)  # type: ignore[no-any-return]
 
-    def _stream(
-        self, items: Iterator[Any], k: int, timeout: float, batch_size: int, in_flight: int
-    ) -> Generator[_Answer, None, None]:
-        cancellation = Cancellation()
-        senders = ThreadPoolExecutor(in_flight, thread_name_prefix="shelfwise-client")
-        pending: deque[Future[list[_Answer]]] = deque()
-        answers: list[_Answer] = []
-        try:
-            while True:
-                while len(pending) < in_flight and (batch := list(islice(items, batch_size))):
-                    pending.append(senders.submit(self._answer_batch, batch, k, timeout, cancellation))
-                yield from answers  # while the next request is on its way
-                if not pending:
-                    return
-                answers = pending.popleft().result()
-        finally:
-            cancellation.cancel()
-            senders.shutdown(cancel_futures=True)
-
-    def _answer_batch(self, items: Sequence[Any], k: int, timeout: float, cancellation: Cancellation) -> list[_Answer]:
-        """One answer or error for each item of a batch, in order."""
-        answers: dict[int, _Answer] = {}
-        for indices, rows in _requests(items, answers):
-            answers.update(zip(indices, self._answer_rows(rows, k, timeout, cancellation), strict=True))
-        return [answers[index] for index in range(len(items))]
-
-    def _answer_rows(self, rows: Sequence[_Row], k: int, timeout: float, cancellation: Cancellation) -> list[_Answer]:
-        """Asks about all rows at once and, when the request is refused for what is in it, about each alone."""
-        try:
-            response = self._transport.call(
-                self._transport.stub.ModelInfer, _request(rows), Deadline(timeout), cancellation=cancellation
-            )
-        except (InvalidInput, ServerError) as error:
-            if len(rows) == 1:
-                return [error]
-            answers = [self._answer_rows([row], k, timeout, cancellation)[0] for row in rows]
-            if not any(isinstance(answer, ShelfwiseError) for answer in answers):
-                logger.warning("a batch of %d rows was refused, its rows are answered singly: %s", len(rows), error)
-            return answers
-        except ShelfwiseError as error:
-            return [error] * len(rows)
-        return [*_parse(response, rows, k)]
+    def _many(self, call: Call[Answer], items: Iterable[Any], options: StreamOptions) -> Stream[Answer]:
+        return Stream(self._engine, call, iter(items), options)
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise InvalidInput(f"k must be at least 1, not {k}")
+def _awaited(
+    method: Callable[Concatenate[ShelfwiseClient, Parameters], Result],
+) -> Callable[Concatenate[AsyncShelfwiseClient, Parameters], Coroutine[Any, Any, Result]]:
+    """The same function: what it returns is `_run`'s of the client that it is called on."""
+    return cast(Any, method)  # type: ignore[no-any-return]
 
 
-def _requests(items: Sequence[Any], errors: MutableMapping[int, _Answer]) -> Iterator[tuple[list[int], list[_Row]]]:
-    """Encodes items one after the other and groups them into requests of bounded size, as (indices, rows).
+def _streamed(
+    method: Callable[Concatenate[ShelfwiseClient, Iterable[Each], Parameters], Stream[Answer]],
+) -> Callable[Concatenate[AsyncShelfwiseClient, Iterable[Each] | AsyncIterable[Each], Parameters], AsyncStream[Answer]]:
+    """The same function: what it returns is `_many`'s of the client that it is called on."""
+    return cast(Any, method)  # type: ignore[no-any-return]
 
-    What cannot be encoded goes into `errors` under its index instead.
+
+class AsyncShelfwiseClient(_Client):
+    """`ShelfwiseClient` for asyncio: the same methods, to be awaited, and streams for `async for`.
+
+    Items of a stream may come from an asynchronous source, too. Cancelling a task cancels its request at the server.
+    One client belongs to one event loop.
+
+    >>> async def label(title):
+    ...     async with AsyncShelfwiseClient(url) as client:
+    ...         return (await client.categorize(title=title, k=1)).categories[0].label
+    >>> asyncio.run(label("Puma men running shoes"))
+    '... > ...'
     """
-    indices: list[int] = []
-    rows: list[_Row] = []
-    size = 0
-    for index, item in enumerate(items):
-        try:
-            row = _encode(Item(*item))
-        except ShelfwiseError as error:
-            errors[index] = error
-            continue
-        row_size = sum(map(len, row))
-        if rows and size + row_size > MAX_REQUEST_BYTES:
-            yield indices, rows
-            indices, rows, size = [], [], 0
-        indices.append(index)
-        rows.append(row)
-        size += row_size
-    if rows:
-        yield indices, rows
+
+    _runtime = Asyncio
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    categorize = _awaited(ShelfwiseClient.categorize)
+    categorize_many = _streamed(ShelfwiseClient.categorize_many)
+    judge = _awaited(ShelfwiseClient.judge)
+    judge_many = _streamed(ShelfwiseClient.judge_many)
+    match_colours = _awaited(ShelfwiseClient.match_colours)
+    match_colours_many = _streamed(ShelfwiseClient.match_colours_many)
+    embed_image = _awaited(ShelfwiseClient.embed_image)
+    embed_image_many = _streamed(ShelfwiseClient.embed_image_many)
+    embed_text = _awaited(ShelfwiseClient.embed_text)
+    embed_text_many = _streamed(ShelfwiseClient.embed_text_many)
+    search = _awaited(ShelfwiseClient.search)
+    search_many = _streamed(ShelfwiseClient.search_many)
+    match_text_image = _awaited(ShelfwiseClient.match_text_image)
+    match_text_image_many = _streamed(ShelfwiseClient.match_text_image_many)
+    is_ready = _awaited(ShelfwiseClient.is_ready)
+    server_metadata = _awaited(ShelfwiseClient.server_metadata)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        return coroutine
+
+    def _many(self, call: Call[Answer], items: Any, options: StreamOptions) -> AsyncStream[Answer]:
+        return AsyncStream(self._engine, call, items, options)
 
 
-def _encode(item: Item) -> _Row:
-    image = b"" if item.image is None else encode_image(item.image)
-    title = "" if item.title is None else item.title
-    if not isinstance(title, str):
-        raise InvalidInput(f"title must be text, not {type(title).__name__}")
-    if not image and not title.strip():
-        raise InvalidInput("image and title are both empty: at least one of them is needed")
-    try:
-        return image, title.encode()
-    except UnicodeEncodeError as failure:
-        raise InvalidInput(f"title is not valid Unicode: {failure.reason} at character {failure.start}") from failure
-
-
-def _request(rows: Sequence[_Row]) -> service_pb2.ModelInferRequest:
-    tensor = service_pb2.ModelInferRequest.InferInputTensor
-    requested = service_pb2.ModelInferRequest.InferRequestedOutputTensor
-    shape = (len(rows), 1)
-    return service_pb2.ModelInferRequest(
-        model_name=MODEL,
-        inputs=[
-            tensor(name="image", datatype="BYTES", shape=shape),
-            tensor(name="title", datatype="BYTES", shape=shape),
-        ],
-        outputs=[requested(name=name) for name in OUTPUTS],  # else the server sends all categories' probabilities, too
-        raw_input_contents=[bytes_tensor(image for image, _ in rows), bytes_tensor(title for _, title in rows)],
-    )
-
-
-def _parse(response: service_pb2.ModelInferResponse, rows: Sequence[_Row], k: int) -> list[Categorization]:
-    """The answers of a response whose outputs are [rows, returned] and, for neighbour_kl, [rows, 1].
-
-    Raises:
-        InvalidInput: k is larger than what the server returns.
-        ServerError: an output is missing or has another number of rows: this is no Shelfwise server.
-    """
-    labels, ids, probabilities, neighbour_kl = (output(response, MODEL, name, (len(rows), None)) for name in OUTPUTS)
-    returned = labels.shape[1]
-    if k > returned:
-        raise InvalidInput(f"k is {k}, but this server returns {returned} categories")
-    answers = []
-    for row in range(len(rows)):
-        best = slice(row * returned, row * returned + k)
-        categories = []
-        for label, number, probability in zip(
-            labels.values[best], ids.values[best], probabilities.values[best], strict=True
-        ):
-            text = label.decode()
-            categories.append(Category(text, tuple(text.split(PATH_SEPARATOR)), number, probability))
-        answers.append(Categorization(tuple(categories), neighbour_kl.values[row]))
-    return answers
+def _connection(url: str, tls: TLS | None, compression: str | None, runtime: Runtime) -> Connection:
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme in ("http", "https"):
+        if urlsplit(url).hostname is None:
+            raise ValueError(f'url must be "http://host:port", not {url!r}')
+        if tls is not None and scheme == "http":
+            raise ValueError(f'TLS needs "https://", not {url!r}')
+        return HttpConnection(url, tls, compression, runtime)
+    host, _, port = url.rpartition(":")
+    special = url.startswith(("unix:", "ipv4:", "ipv6:", "dns:"))
+    if separator or (not special and (not host or not port.isdigit() or (":" in host and host[0] != "["))):
+        raise ValueError(
+            f'url must be "host:port" of the gRPC endpoint, such as "127.0.0.1:8001" or "[::1]:8001", not {url!r}'
+        )
+    return GrpcConnection(url, tls, compression, runtime)

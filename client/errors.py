@@ -12,11 +12,15 @@ class ShelfwiseError(Exception):
     Args:
         message: what went wrong, with the server's text where there is one.
         status: name of the gRPC status, for example "INVALID_ARGUMENT"; None when no server was asked.
+
+    Attributes:
+        request_id: what the server's log and trace call the request; None when no server was asked.
     """
 
     def __init__(self, message: str, *, status: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.request_id: str | None = None
 
 
 class InvalidInput(ShelfwiseError, ValueError):
@@ -58,12 +62,15 @@ _BY_STATUS: dict[str, type[ShelfwiseError]] = {
     "CANCELLED": RequestCancelled,
 }
 
-# Two answers of Triton mean something else than their status says. A restricted protocol is refused with UNAVAILABLE,
+# Four answers of Triton mean something else than their status says. A restricted protocol is refused with UNAVAILABLE,
 # which would be retried in vain until the deadline; a model between two loads, or already unloaded by a server that is
-# stopping, is NOT_FOUND, although the next attempt finds it.
+# stopping, is NOT_FOUND, although the next attempt finds it; a Python model whose process was killed is INTERNAL until
+# it is started again; a request that waited for all of its time is UNAVAILABLE.
 _BY_TEXT: dict[str, type[ShelfwiseError]] = {
     "This protocol is restricted": AccessDenied,
     "has no available versions": ServerUnavailable,
+    "is not healthy": ServerUnavailable,
+    "Request timeout expired": DeadlineExceeded,
 }
 
 

@@ -89,6 +89,7 @@ def train_sample_categorizer(feed: Path, run: Path) -> None:
     from training.settings import TrainConfig
 
     settings = CategorizeSettings(
+        image_tower="scratch",
         image_height=64,
         image_width=48,
         embed_dim=64,

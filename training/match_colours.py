@@ -235,7 +235,7 @@ def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Cle
 def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> TwoTowers[ColourTower]:
     """Both towers, from scratch or from checkpoints, at the beginning of training."""
     torch.manual_seed(settings.seed)
-    size, width = (settings.image_height, settings.image_width), settings.matcher.embed_dim
+    size, width = settings.image_size, settings.matcher.embed_dim
     length = len(tokenizer.encode("").ids)
     image_encoder: ColourTower
     if settings.image_checkpoint is not None:

@@ -214,7 +214,7 @@ class Parts:
 def trained_towers(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> ColourRecipe:
     """The recipe on a feed, its towers trained by contrast."""
     recipe = ColourRecipe(
-        open_store(feed, folder.parent / STORE_FOLDER, settings.image_height, settings.image_width),
+        open_store(feed, folder.parent / STORE_FOLDER, *settings.image_size),
         settings,
         accelerator,
     )
@@ -254,7 +254,7 @@ class ColourClassifierTask(Task[ColourClassifier]):
         self.colours = recipe.examples.colours()
         settings = recipe.settings
         torch.manual_seed(settings.seed)
-        tower = small_colour_tower(settings.image_height, settings.image_width, settings.matcher.embed_dim)
+        tower = small_colour_tower(*settings.image_size, settings.matcher.embed_dim)
         self.model = ColourClassifier(tower, len(self.colours))
         self.dataset = ColourPairs(recipe.examples, recipe.tokenizer, settings.noise, clean_labels)
 

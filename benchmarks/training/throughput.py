@@ -42,7 +42,6 @@ from training.category_tasks import (
     CategoryObjective,
     ContrastiveTask,
     FineTuneTask,
-    ModalityDropout,
 )
 from training.colour_examples import ColourPairs, ColourProducts, make_colour_examples
 from training.colour_tasks import ColourContrastiveTask, ColourEvaluator, ColourFrozenTask, ColourJointTask
@@ -120,7 +119,6 @@ def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
                 examples,
                 CategoryObjective(table, LabelScheme(), gamma=GAMMA, kl_weight=0.0),
                 CategoryEvaluator(lambda: CategoryMetrics(table.ids[:, 1:], tree)),
-                ModalityDropout(),
             ),
             64,
         ),
@@ -135,7 +133,7 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     generate_colour_sample(folder / "colours.parquet", products)
     feed = open_feed(folder / "colours.parquet")
     start = time.perf_counter()
-    store = open_store(feed, folder / "store", settings.image_height, settings.image_width)
+    store = open_store(feed, folder / "store", *settings.image_size)
     described = {"measured": "stage", "system": "match-colours"}
     prepared = len(store.readable) / (time.perf_counter() - start)
     yield described | {"stage": "preparing the feed", "examples": "photos", "examples_per_second": prepared}

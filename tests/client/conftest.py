@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from client import ShelfwiseClient
 from serving.server import TritonServer
 
 REPOSITORY = Path(__file__).parent / "repository"
+CONTRACTS = Path(__file__).parent / "contracts"
 
 Infer = Callable[[service_pb2.ModelInferRequest, grpc.ServicerContext], service_pb2.ModelInferResponse]
 
@@ -26,10 +28,24 @@ def triton_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scripted_server(triton_log: Path) -> Iterator[TritonServer]:
     """Triton on tests/client/repository: see the model there for what a title makes it do."""
-    server = TritonServer(REPOSITORY, grpc_port=0, metrics_port=0, log_file=triton_log)
+    server = TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=triton_log)
     server.start()
     yield server
     server.stop(grace_seconds=1)
+
+
+@pytest.fixture(scope="session")
+def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """Triton on all served contracts: see contracts/contracts.py."""
+    repository = tmp_path_factory.mktemp("contracts")
+    for config in CONTRACTS.glob("*/config.pbtxt"):
+        version = repository / config.parent.name / "1"
+        version.mkdir(parents=True)
+        shutil.copy(config, version.parent)
+        shutil.copy(CONTRACTS / "contracts.py", version / "model.py")
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with TritonServer(repository, **ports, log_file=repository / "log", shared_memory=True) as server:
+        yield server
 
 
 @pytest.fixture

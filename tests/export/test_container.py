@@ -51,30 +51,28 @@ def requirements(name: str) -> set[str]:
 def distributions_of(files: list[Path]) -> set[str]:
     """The distributions that files import, in lower case; not the standard library, Triton's module and our own."""
     modules = set().union(*map(imported, files)) - set(sys.stdlib_module_names)
-    modules -= {"triton_python_backend_utils", "fused_colour_matcher", *COPIED, *SERVED_MODULES}
+    modules -= {"triton_python_backend_utils", "fused_colour_matcher", "prepare_product", *COPIED, *SERVED_MODULES}
     return {packages_distributions()[module][0].lower() for module in modules}
 
 
 def test_what_the_container_copies_exists() -> None:
     sources = [source for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]]
-    assert {"shelfwise.py", "serving", "export", "catalogue"} <= set(sources)
+    assert {"shelfwise.py", "ask.py", "serving", "repository"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
 
 
 def test_it_installs_what_serve_and_its_probe_import() -> None:
-    files = [
-        ROOT / "shelfwise.py",
-        *(ROOT / "serving").glob("*.py"),
-        ROOT / "export/served.py",
-        ROOT / "export/plans.py",
-    ]
-    wanted = set().union(*map(imported, files)) & {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer", "torch"}
-    assert wanted == {"grpc", "numpy", "psutil", "rich", "tritonclient", "typer"}
+    files = [ROOT / "shelfwise.py", *(ROOT / "serving").glob("*.py"), *(ROOT / "repository").glob("*.py")]
+    files.remove(ROOT / "repository" / "check.py")  # before a container, not in it
+    known = {"filelock", "grpc", "numpy", "psutil", "rich", "tritonclient", "typer"}
+    wanted = set().union(*map(imported, files)) & {*known, "torch", "onnx"}
+    assert wanted == known
     brought = {"grpc": "tritonclient", "numpy": "tritonclient"}  # by its extra [grpc]
     assert {brought.get(name, name) for name in wanted} == requirements("requirements-serve.txt")
-    program = "import sys, serving.foreground, serving.readiness; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    absent = "{'torch', 'onnx', 'catalogue', 'export'}"
+    program = f"import sys, shelfwise, serving.foreground, serving.readiness; print({absent} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout == "False False\n"
+    assert run.stdout == "set()\n"
 
 
 def test_the_container_installs_what_the_python_models_import_and_nothing_else() -> None:

@@ -281,7 +281,7 @@ def test_command_prints_a_label_for_every_photo_and_draws_them(
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == WIDTH * len(files)
     refused = CliRunner().invoke(shelfwise.app, [*command[:2], "--labels", "red", "--url", "127.0.0.1:1"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 3
     assert "error: " in refused.output
 
 

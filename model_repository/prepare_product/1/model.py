@@ -72,7 +72,10 @@ class TritonPythonModel:
         sender = raw.get_response_sender()
 
         def answer():
-            response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([request])[0]
+            try:
+                response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([request])[0]
+            except Exception as error:  # raised on a thread that nobody looks at: the caller would wait for ever
+                response = refuse(f"{type(error).__name__}: {error}", "INTERNAL")
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
         return None if self.decoding.set_aside(request.weight, answer) else refuse(BUSY, "UNAVAILABLE")
