@@ -25,6 +25,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.quality.neighbours",
         "benchmarks.quality.shapes",
         "benchmarks.quality.colours",
+        "benchmarks.quality.fashionbert",
         "benchmarks.quality.answers",
     ),
 }

@@ -77,7 +77,7 @@ class HeldOutPairs:
         self.queries: list[str] | None = None
         if queries is not None and tokenizer is not None:
             self.queries = [queries.make(product, generator).text for product in examples.product[self.rows]]
-            self._query_tokens = encode(tokenizer, self.queries)
+            self.query_tokens = encode(tokenizer, self.queries)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +90,7 @@ class HeldOutPairs:
     def query_probabilities(self, model: FashionBert) -> tuple[np.ndarray, np.ndarray]:
         """[N] of products for which a query was made, [N] of the others for the same query."""
         products = np.concatenate([self.rows, self.others])
-        ids, mask = (np.tile(array, (2, 1)) for array in self._query_tokens)
+        ids, mask = (np.tile(array, (2, 1)) for array in self.query_tokens)
         both = self._ask(model, products, products, (ids, mask))
         return both[: len(self)], both[len(self) :]
 
