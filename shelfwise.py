@@ -1,6 +1,7 @@
 """The command line of Shelfwise: one sub-command a step of the way, and no logic of its own.
 
     shelfwise sample PATH                     draw a catalogue to try everything on
+    shelfwise fashion-gen TRAIN VAL PATH      published files of Fashion-Gen -> feed
     shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
     shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
@@ -77,6 +78,23 @@ def sample_colours(
 
     summary = generate_colour_sample(path, products, seed)
     typer.echo(f"{path}: {summary.products} rows")
+
+
+@app.command("fashion-gen")
+def fashion_gen(
+    train: Annotated[Path, typer.Argument(help="fashiongen_256_256_train.h5")],
+    validation: Annotated[Path, typer.Argument(help="fashiongen_256_256_validation.h5, the test split of papers.")],
+    path: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+) -> None:
+    """Turn the published files of Fashion-Gen into a feed (needs h5py)."""
+    from catalogue.fashion_gen import fashion_gen_products
+    from catalogue.feed import FeedError, write_feed
+
+    try:
+        summary = write_feed(path, fashion_gen_products(train, validation))
+    except (FeedError, ImportError, ValueError, OSError) as error:
+        fail(error)
+    typer.echo(f"{path}: {summary.products} products")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
