@@ -55,13 +55,17 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response a request, of which those that are set aside come later."""
-        asked = [Request(request, self.max_characters) for request in requests]
+        asked = [self.read(request) for request in requests]
         in_batch = self.decoding.in_batch([request.weight for request in asked])
         answers = iter(self.answers([request for request, now in zip(asked, in_batch, strict=True) if now]))
         return [
             next(answers) if now else self.set_aside(request, raw)
             for request, raw, now in zip(asked, requests, in_batch, strict=True)
         ]
+
+    def read(self, request):
+        """The rows of a request; prepare_match reads queries, too."""
+        return Request(request, self.max_characters)
 
     def set_aside(self, request, raw):
         """Answers a request whose images take long through its sender, so that the batch need not wait for them."""
@@ -92,7 +96,7 @@ class TritonPythonModel:
         }
         if titles:
             prepared["attention_mask"][:, 0] = 1
-            prepared = self.answered(prepared)
+            prepared = self.answered(prepared, [request for request in asked if not request.error])
 
         responses, start = [], 0
         for request in asked:
@@ -112,8 +116,8 @@ class TritonPythonModel:
             start = stop
         return responses
 
-    def answered(self, prepared):
-        """What is answered about the rows; product_categorizer computes here."""
+    def answered(self, prepared, asked):
+        """What is answered about the rows of requests; product_categorizer computes here."""
         return prepared
 
     def decode_into(self, place):
