@@ -49,8 +49,8 @@ class WordMasking:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, whole_words: bool = True) -> None:
-        mask = tokenizer.token_to_id("[MASK]")
-        self.mask_token: int = tokenizer.token_to_id("[UNK]") if mask is None else mask
+        mask, unknown = (tokenizer.token_to_id(token) for token in ("[MASK]", "[UNK]"))
+        self.mask_token = int(mask if mask is not None else unknown or 0)
         special = tokenizer.get_added_tokens_decoder()
         self.ordinary = np.array([token for token in range(tokenizer.get_vocab_size()) if token not in special])
         self.whole_words = whole_words
