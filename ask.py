@@ -2,11 +2,12 @@
 
     shelfwise categorize shoe.jpg --title "Puma men running shoes"
     shelfwise categorize --json < items.jsonl > answers.jsonl
+    shelfwise search "diesel jacket" --filter brand=Diesel --filter base_colour=Black -k 20
 
 With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT},
 {"images": [PATH, …], "labels": [TEXT, …]} or {"title": TEXT, "image": PATH, "query": TEXT}, as the command says, and
-every line of standard output its answer or {"error": …}, in order; an
-"id" comes back as it was. Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
+every line of standard output its answer or {"error": …}, in order; an "id" comes back as it was.
+Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
 3 the server could not be reached or did not answer in time.
 """
 
@@ -182,6 +183,71 @@ def match(
     _run(ask, url, timeout, ca, header)
 
 
+@app.command()
+def search(
+    query: Annotated[str | None, typer.Argument(help="Text; brands and colours that it names are found in it.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file to search by.")] = None,
+    like: Annotated[str | None, typer.Option(help="Id of a product: more like this.")] = None,
+    brand: Annotated[list[str] | None, typer.Option(help="Keep products of this brand; repeatable.")] = None,
+    colour: Annotated[list[str] | None, typer.Option(help="Keep products of this colour; repeatable.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Keep what lies below, 'Apparel > Topwear'.")] = None,
+    other: Annotated[
+        list[str] | None, typer.Option("--filter", help="ATTRIBUTE=VALUE, any attribute of the index; repeatable.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Products to list.")] = 10,
+    feed: Annotated[Path | None, typer.Option(help="Feed of the products, for titles and pictures.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the hits to this PNG; needs --feed.")] = None,
+    as_json: JsonOption = False,
+    url: UrlsOption = None,
+    timeout: TimeoutOption = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server for the products nearest to a text, an image or a product, or to many (--json)."""
+    if picture is not None and feed is None:
+        raise typer.BadParameter("--picture needs --feed, where the photos are")
+    filters: dict[str, list[str]] = {}
+    named = [("brand", brand), ("base_colour", colour), ("category", category)]
+    for attribute, values in [*named, *(_filter(entry) for entry in other or [])]:
+        filters.setdefault(attribute, []).extend(values or [])
+
+    def ask(client: ShelfwiseClient) -> int:
+        if as_json and query is None and image is None and like is None:
+            fields = ("query", "image", "like")
+            return _pipe(fields, lambda items: client.search_many(items, k=k, filters=filters))
+        answer = client.search(query, image, like, k=k, filters=filters)
+        titles: dict[str, str] = {}
+        if feed is not None:
+            from catalogue.feed import detect_preset, open_feed
+            from catalogue.search_sheet import SheetSearch, draw_search_sheet, sheet_hits
+
+            hits = sheet_hits(answer.products, open_feed(feed, detect_preset(feed), "skip"))
+            titles = {product.product_id: hit.title for product, hit in zip(answer.products, hits, strict=True)}
+            if picture is not None:
+                asked = image.read_bytes() if image is not None else None
+                draw_search_sheet([SheetSearch(query or like or "", asked, hits)], picture)
+        if as_json:
+            typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
+        else:
+            _table(
+                ("score", "product", "photo", "matched", "title"),
+                [
+                    (f"{p.score:7.4f}", p.product_id, str(p.photo), ", ".join(p.matched), titles.get(p.product_id, ""))
+                    for p in answer.products
+                ],
+            )
+        return 0
+
+    _run(ask, url, timeout, ca, header)
+
+
+def _filter(entry: str) -> tuple[str, list[str]]:
+    attribute, separator, value = entry.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"--filter wants ATTRIBUTE=VALUE, got {entry!r}")
+    return attribute, [value]
+
+
 def _run(
     ask: Callable[[ShelfwiseClient], int],
     urls: Sequence[str] | None,
@@ -201,7 +267,7 @@ def _run(
     raise typer.Exit(status)
 
 
-def _pipe(fields: Sequence[str], ask_many: Callable[[Iterable[Any]], Iterable[Any]]) -> int:
+def _pipe(fields: tuple[str, ...], ask_many: Callable[[Iterable[Any]], Iterable[Any]]) -> int:
     """Answers standard input line by line; the exit status."""
     ids: deque[Any] = deque()
 

@@ -6,6 +6,7 @@
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
     shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
     shelfwise repository list                 the releases, and which one the next start serves
+    shelfwise index FEED --bundle BUNDLE      the photos of a feed, to be searched
     shelfwise repository check                are the files those that were published, can the plans run here
     shelfwise repository roll-out             a running server takes a release without a failed request
     shelfwise rollback                        back to the release before
@@ -224,6 +225,45 @@ def export(
         if report.kept[model]:
             typer.echo(f"  {model:14} left in float32: {', '.join(report.kept[model])}")
     typer.echo(f"{report.repository}: release {report.release} published")
+
+
+@app.command("index")
+def index_catalogue(
+    feed: Annotated[Path, typer.Argument(help="Product feed to be searched.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle of a retriever; the index is written beside it.")],
+    repository: RepositoryOption = REPOSITORY,
+    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
+    on_error: Annotated[str, typer.Option(help="Bad rows: 'raise' or 'skip' (and count).")] = "raise",
+) -> None:
+    """Embed a feed's photos and publish them for `search`; again, only what changed is embedded.
+
+    A repository that serves the bundle's encoder gets the index as its next release; otherwise `shelfwise export`
+    publishes encoder and index together.
+    """
+    from export.index_feed import index_feed
+    from export.retrieve import publish_index
+    from index.snapshot import SnapshotError
+    from repository.configs import RepositoryError
+    from training.bundle import BundleError
+    from training.retrieval import RETRIEVER
+
+    try:
+        retriever = RETRIEVER.load(bundle)
+        summary = index_feed(_open(feed, preset, column, on_error), retriever, bundle)
+    except (BundleError, SnapshotError, ValueError, OSError) as error:
+        fail(error)
+    typer.echo(
+        f"{summary.products} products, {summary.photos} photos: {summary.embedded} embedded, "
+        f"{summary.photos - summary.embedded} known; {summary.deleted} products gone, "
+        f"{summary.without_photo} without a photo that can be read ({summary.unreadable} cannot)"
+    )
+    if (cells := summary.partition) is not None:
+        typer.echo(f"{cells.lists} cells, {cells.scanned} rows a search: recall@10 {cells.recall_at_10:.3f}")
+    try:
+        typer.echo(f"{repository}: release {publish_index(retriever, bundle, repository).number} published")
+    except (RepositoryError, SnapshotError) as error:
+        typer.echo(f"not served yet: {error}; `shelfwise export {bundle}` publishes encoder and index together")
 
 
 @app.command()

@@ -20,6 +20,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "serving": ("benchmarks.serving.suite", "benchmarks.serving.colours"),
     "export": ("benchmarks.export.categorize", "benchmarks.export.match_colours", "benchmarks.export.speed"),
     "training": ("benchmarks.training.throughput", "benchmarks.growth.growth"),
+    "index": ("benchmarks.index.search",),
     "quality": (
         "benchmarks.quality.labels",
         "benchmarks.quality.neighbours",
@@ -27,6 +28,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.quality.colours",
         "benchmarks.quality.fashionbert",
         "benchmarks.quality.answers",
+        "benchmarks.quality.retrieval",
+        "benchmarks.quality.kagl",
     ),
 }
 """Suite -> modules with a function main(quick, output)."""

@@ -17,7 +17,7 @@ from .errors import InvalidInput
 from .tensors import bytes_tensor, output
 
 Row: TypeAlias = tuple[Sequence[bytes], ...]
-"""For every input of a call, in order, its elements: encoded image files or text in UTF-8."""
+"""For every input of a call, in order, its elements: encoded image files, text in UTF-8, or packed numbers."""
 
 Answer = TypeVar("Answer")
 Length: TypeAlias = int | str
@@ -31,10 +31,11 @@ class Call(Generic[Answer]):
 
     Attributes:
         name: of the ensemble.
-        inputs: name and length of every input; all are BYTES.
+        inputs: name and length of every input; all are BYTES but the numbers.
         outputs: name and shape of every output, a row.
         encode: makes a row of what the caller gives; raises InvalidInput.
         decode: makes an answer of a row and its outputs, each as flat values in row-major order.
+        numbers: inputs that are INT32, from `int32`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Call(Generic[Answer]):
     outputs: Outputs
     encode: Callable[[Any], Row]
     decode: Callable[[Row, Mapping[str, Sequence[Any]]], Answer]
+    numbers: frozenset[str] = frozenset()
 
     def request(self, rows: Sequence[Row]) -> service_pb2.ModelInferRequest:
         """The message that asks about rows of equal lengths."""
@@ -50,12 +52,19 @@ class Call(Generic[Answer]):
         return message(
             model_name=self.name,
             inputs=[
-                message.InferInputTensor(name=name, datatype="BYTES", shape=(len(rows), len(column[0])))
+                message.InferInputTensor(
+                    name=name,
+                    datatype="INT32" if name in self.numbers else "BYTES",
+                    shape=(len(rows), len(column[0])),
+                )
                 for name, column in zip(self.inputs, columns, strict=True)
             ],
             # Else the server sends what else it has, too: the probabilities of all categories, for example.
             outputs=[message.InferRequestedOutputTensor(name=name) for name in self.outputs],
-            raw_input_contents=[bytes_tensor(element for row in column for element in row) for column in columns],
+            raw_input_contents=[
+                (b"".join if name in self.numbers else bytes_tensor)(element for row in column for element in row)
+                for name, column in zip(self.inputs, columns, strict=True)
+            ],
         )
 
     def answers(self, response: service_pb2.ModelInferResponse, rows: Sequence[Row]) -> list[Answer]:
@@ -96,3 +105,8 @@ def utf8(text: str | None, what: str) -> bytes:
     except UnicodeEncodeError as failure:
         reason = f"{failure.reason} at character {failure.start}"
         raise InvalidInput(f"{what} is not valid Unicode: {reason}") from failure
+
+
+def int32(number: int) -> bytes:
+    """A number as an element."""
+    return number.to_bytes(4, "little", signed=True)

@@ -14,7 +14,7 @@ from . import ensembles
 from .call import Answer, Call
 from .endpoints import Endpoints
 from .engine import Engine, checked_seconds
-from .ensembles import Description, Item, Photos, Query, TextAndImage
+from .ensembles import Description, Filters, Item, Photos, Query, TextAndImage
 from .http_transport import HttpConnection
 from .images import Image
 from .results import (
@@ -39,7 +39,7 @@ Matches = tuple[ColourMatch, ...]
 ItemFields = Item | tuple[Image | None, str | None]
 PhotosFields = Photos | tuple[Sequence[Image], Sequence[str]]
 DescriptionFields = Description | tuple[str, Sequence[str | None]]
-QueryFields = Query | tuple[str | None, Image | None]
+QueryFields = Query | tuple[str | None, Image | None] | tuple[str | None, Image | None, str | None]
 TextAndImageFields = TextAndImage | tuple[str, Image, str | None]
 
 
@@ -265,20 +265,42 @@ class ShelfwiseClient(_Client):
         return self._many(ensembles.embed_text(), descriptions, options)
 
     def search(
-        self, query: str | None = None, image: Image | None = None, *, k: int = 10, timeout: float | None = None
+        self,
+        query: str | None = None,
+        image: Image | None = None,
+        like: str | None = None,
+        entities: Sequence[str | None] = (),
+        *,
+        k: int = 10,
+        filters: Filters | None = None,
+        timeout: float | None = None,
     ) -> SearchResult:
-        """The k products nearest to a text, an image or both.
+        """The products nearest to a text, an image, a known product, entities, or to several of them together.
 
-        >>> [product.product_id for product in client.search("red shoes", k=2).products]
+        >>> [product.product_id for product in client.search("red shoes", k=2, filters={"brand": "Puma"}).products]
         ['...', '...']
+
+        Args:
+            query: text; the brands and colours that it names are found in it.
+            image: as in `categorize`.
+            like: id of a product that is in the index; it is not found itself.
+            entities: [E] in the order of the served bundle; None or empty is an absent one.
+            k: how many products; there may be fewer that the filters keep.
+            filters: values by attribute, {"base_colour": ["Black", "Navy Blue"], "category": "Apparel > Topwear"}.
+            timeout: seconds for the whole call; None takes the client's.
         """
-        return self._run(self._engine.ask(ensembles.search(k), (query, image), timeout))
+        return self._run(self._engine.ask(ensembles.search(k, filters), (query, image, like, entities), timeout))
 
     def search_many(
-        self, queries: Iterable[QueryFields], *, k: int = 10, **options: Unpack[StreamOptions]
+        self,
+        queries: Iterable[QueryFields],
+        *,
+        k: int = 10,
+        filters: Filters | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Stream[SearchResult]:
         """`search` for many queries, as `categorize_many` does it."""
-        return self._many(ensembles.search(k), queries, options)
+        return self._many(ensembles.search(k, filters), queries, options)
 
     def match_text_image(
         self, title: str, image: Image, query: str | None = None, *, timeout: float | None = None

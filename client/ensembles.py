@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from .call import Call, Inputs, Outputs, Row, utf8
+from .call import Call, Inputs, Outputs, Row, int32, utf8
 from .errors import InvalidInput
 from .images import Image, encode_image
 from .results import (
@@ -25,6 +25,8 @@ from .results import (
 )
 
 Values = Mapping[str, Sequence[Any]]
+Filters = Mapping[str, str | Sequence[str]]
+"""One value or several by attribute: products that have any of them, and so for every attribute."""
 Fields = TypeVar("Fields", bound=NamedTuple)
 
 
@@ -50,10 +52,15 @@ class Description(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What to search for: text, image or both."""
+    """What to search for: a text, an image, a known product ("more like this"), entities, or several of them.
+
+    `entities` stand in the order of the bundle, as in `Description`; what a text names ("diesel") is found by itself.
+    """
 
     query: str | None = None
     image: Image | None = None
+    like: str | None = None
+    entities: Sequence[str | None] = ()
 
 
 class TextAndImage(NamedTuple):
@@ -125,29 +132,41 @@ def embed_text() -> Call[Embedding]:
 
     def encode(item: Any) -> Row:
         description, entities = _fields(Description, item)
-        if isinstance(entities, str):
-            raise InvalidInput(f"entities must be a sequence of texts, not one text: {entities!r:.60}")
-        return [utf8(description, "description")], [
-            utf8(entity, f"entity {place}") for place, entity in enumerate(entities)
-        ]
+        return [utf8(description, "description")], _entities(entities)
 
     inputs: Inputs = {"description": 1, "entities": "E"}
     return Call("embed_text", inputs, {"text_embeds": ("D",)}, encode, _decode_embedding("text_embeds"))
 
 
-def search(k: int) -> Call[SearchResult]:
-    """A text, an image or both → the k products nearest to them."""
+def search(k: int, filters: Filters | None = None) -> Call[SearchResult]:
+    """A text, an image, a product, entities → the k products nearest to them, among those that filters keep."""
+    names = ("product_id", "score", "photo", "image_score", "text_score", "matched_entities")
+    wanted = [utf8(f"{name}={value}", "filter") for name, value in _filters(filters or {})] or [b""]
 
     def encode(item: Any) -> Row:
-        query, image = _fields(Query, item)
-        return _either("image", image, "query", query)[::-1]
+        query, image, like, entities = _fields(Query, item)
+        named = _entities(entities) or [b""]
+        texts = utf8(query, "query"), utf8(like, "like")
+        encoded = b"" if image is None else encode_image(image)
+        if not (encoded or any(text.strip() for text in (*texts, *named))):
+            raise InvalidInput("query, image, like and entities are all empty: at least one of them is needed")
+        return [texts[0]], [encoded], [texts[1]], named, wanted, [int32(k)]
 
     def decode(row: Row, outputs: Values) -> SearchResult:
-        found = zip(_first(k, outputs["product_id"], "products"), outputs["score"], strict=False)
-        return SearchResult(tuple(FoundProduct(number.decode(), score) for number, score in found))
+        columns = (outputs[name] for name in names)
+        return SearchResult(
+            tuple(
+                FoundProduct(
+                    number.decode(), score, photo, image, text, tuple(filter(None, matched.decode().split(",")))
+                )
+                for number, score, photo, image, text, matched in zip(*columns, strict=True)
+                if number
+            )
+        )
 
     _check_k(k)
-    return Call("search", {"query": 1, "image": 1}, {"product_id": ("k",), "score": ("k",)}, encode, decode)
+    inputs: Inputs = {"query": 1, "image": 1, "like": 1, "entities": "E", "filters": "F", "k": 1}
+    return Call("search", inputs, dict.fromkeys(names, ("hits",)), encode, decode, frozenset({"k"}))
 
 
 def match_text_image() -> Call[TextImageMatch]:
@@ -180,6 +199,19 @@ def _encode_photos(item: Any) -> Row:
         except InvalidInput as error:
             raise InvalidInput(f"image {place}: {error}") from error
     return photos, [utf8(label, f"label {place}") for place, label in enumerate(labels)]
+
+
+def _entities(entities: Sequence[str | None]) -> list[bytes]:
+    if isinstance(entities, str):
+        raise InvalidInput(f"entities must be a sequence of texts, not one text: {entities!r:.60}")
+    return [utf8(entity, f"entity {place}") for place, entity in enumerate(entities)]
+
+
+def _filters(filters: Filters) -> list[tuple[str, str]]:
+    """Pairs of attribute and value, one a value."""
+    return [
+        (name, value) for name, values in filters.items() for value in ([values] if isinstance(values, str) else values)
+    ]
 
 
 def _decode_embedding(output: str) -> Any:

@@ -108,10 +108,22 @@ class Embedding(Record):
 
 @dataclass(frozen=True, slots=True)
 class FoundProduct(Record):
-    """One product of a search, and its similarity to what was searched."""
+    """One product of a search.
+
+    Attributes:
+        product_id: its id; a product is found once, however many photos it has.
+        score: similarity of its nearest photo to what was searched, a cosine.
+        photo: which of its images that is, counted from 0.
+        image_score, text_score: similarity to the image and to the text of the query; 0 where there is none.
+        matched: groups of entities in which the product is as the query names it ("brand", "base_colour").
+    """
 
     product_id: str
     score: float
+    photo: int
+    image_score: float
+    text_score: float
+    matched: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,14 +41,13 @@ def categorizer_system(
         calibration = [real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))]
         inputs = [*inputs, real_inputs(bundle, whole_products(feed, "val", PARITY_PRODUCTS))]
     return ServedSystem(
-        ensemble=ENSEMBLE,
+        ensembles={ENSEMBLE: readiness_requests(bundle.samples[0])},
         graphs=categorizer_graphs(bundle, trim=target.runtime is not Runtime.TENSORRT),
         fused="categorizer",
         single="product_categorizer",
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
-        readiness=readiness_requests(bundle.samples[0]),
         release={
             "trained_on": bundle.config.training.get("feed"),
             "classes": len(taxonomy_of(bundle).paths),

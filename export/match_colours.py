@@ -129,12 +129,11 @@ def _colour_matcher_graph(
     graph = colour_graph(bundle, trim=target.runtime is not Runtime.TENSORRT)
     pixels, tokens = (graph.inputs[name] for name in ("pixel_values", "input_ids"))
     return ServedSystem(
-        ensemble=ENSEMBLE,
+        ensembles={ENSEMBLE: [readiness_request(product) for product in groups[:READINESS_REQUESTS]]},
         graphs=[graph],
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_python_models(bundle, bundle_folder, path),
-        readiness=[readiness_request(product) for product in groups[:READINESS_REQUESTS]],
         release={
             "trained_on": bundle.config.training.get("feed"),
             "stage": bundle.config.metrics.get("served"),

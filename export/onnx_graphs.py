@@ -59,6 +59,8 @@ class GraphSpec:
     name are equally long. Their example lengths are two or more, different for different names.
     `choices` are outputs whose arg-max over the last axis is an answer: the parity gate counts how often it changes.
     `names` are looked up within the graph, for callers who want words; PyTorch, which has none, gives the numbers.
+    `only_where` is a further input, [B, 1] bool, of the file that is all graphs: in a batch of which no row has it this
+    graph is not computed, and its outputs are zeros; callers ignore them in every row that has it not.
     """
 
     name: str
@@ -69,6 +71,7 @@ class GraphSpec:
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     choices: Sequence[str] = ()
     names: Names | None = None
+    only_where: str | None = None
 
 
 class ServedEncoders(nn.Module):
@@ -182,18 +185,21 @@ def export_onnx(graph: GraphSpec, path: Path) -> None:
     check_versions(path)
 
 
-def fuse_onnx(parts: Mapping[str, Path], path: Path) -> None:
+def fuse_onnx(parts: Mapping[str, Path], path: Path, only_where: Mapping[str, str] | None = None) -> None:
     """Writes ONNX files as one graph: what one gives and a later one takes, by name, stays inside.
 
     Args:
         parts: files by the name of their graph, in the order in which they depend on each other.
         path: the file to write.
+        only_where: see `GraphSpec`, by the name of the graph.
     """
-    models = [
+    models = []
+    for name, part in parts.items():
         # Names inside a part could meet those of another.
-        onnx.compose.add_prefix(onnx.load(part), f"{name}/", rename_inputs=False, rename_outputs=False)
-        for name, part in parts.items()
-    ]
+        model = onnx.compose.add_prefix(onnx.load(part), f"{name}/", rename_inputs=False, rename_outputs=False)
+        if only_where and name in only_where:
+            compute_only_where(model, only_where[name])
+        models.append(model)
     for model in models:
         model.ir_version = max(model.ir_version for model in models)
     fused, *others = models
@@ -203,6 +209,62 @@ def fuse_onnx(parts: Mapping[str, Path], path: Path) -> None:
         fused = onnx.compose.merge_models(fused, model, io_map=inside)
     save_onnx(fused, path)
     check_versions(path)
+
+
+def compute_only_where(model: onnx.ModelProto, present: str) -> None:
+    """Puts a graph into a branch that is taken where some row of a further input [B, 1] bool is true.
+
+    The other branch gives zeros: an image tower costs nothing in a search by text.
+    """
+    graph, name = model.graph, f"{model.graph.name}/{present}"
+    computed = onnx.helper.make_graph(
+        list(graph.node), f"{name}/then", [], list(graph.output), list(graph.initializer), value_info=graph.value_info
+    )
+    zeros, nodes, outputs = [], [], []
+    for output in graph.output:
+        width = output.type.tensor_type.shape.dim[1].dim_value
+        shape, zero = f"{name}/{output.name}/shape", f"{name}/{output.name}/zeros"
+        wide = onnx.numpy_helper.from_array(np.array([width], np.int64), f"{name}/{output.name}/width")
+        zeros.append(wide)
+        nodes += [
+            onnx.helper.make_node("Concat", [f"{name}/rows", wide.name], [shape], axis=0),
+            onnx.helper.make_node("ConstantOfShape", [shape], [zero]),
+        ]
+        other = onnx.ValueInfoProto()
+        other.CopyFrom(output)
+        other.name = zero
+        outputs.append(other)
+    absent = onnx.helper.make_graph(nodes, f"{name}/else", [], outputs, zeros)
+    helper = onnx.helper.make_node
+    around = [
+        helper("Shape", [present], [f"{name}/rows"], start=0, end=1),
+        helper("Cast", [present], [f"{name}/counted"], to=onnx.TensorProto.INT32),
+        helper("ReduceMax", [f"{name}/counted"], [f"{name}/most"], keepdims=0),
+        helper("Cast", [f"{name}/most"], [f"{name}/any"], to=onnx.TensorProto.BOOL),
+        helper(
+            "If",
+            [f"{name}/any"],
+            [output.name for output in graph.output],
+            then_branch=_renamed_outputs(computed, f"{name}/"),
+            else_branch=absent,
+        ),
+    ]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for inside in ("node", "initializer", "value_info"):
+        graph.ClearField(inside)
+    graph.node.extend(around)
+    graph.input.append(onnx.helper.make_tensor_value_info(present, onnx.TensorProto.BOOL, [batch, 1]))
+
+
+def _renamed_outputs(branch: onnx.GraphProto, prefix: str) -> onnx.GraphProto:
+    """A branch's outputs under names of its own: those of the node around it belong to the graph outside."""
+    renamed = {output.name: f"{prefix}{output.name}" for output in branch.output}
+    for node in branch.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for output in branch.output:
+        output.name = renamed[output.name]
+    return branch
 
 
 def look_up_names(model: onnx.ModelProto, names: Names) -> None:

@@ -23,7 +23,7 @@ from repository.configs import READINESS_FILE, copy_source, read_config, step_na
 from repository.plans import TENSORRT, PlanRecord
 from repository.publish import publish, staging
 
-from .chain import Chain
+from .chain import Chain, Values
 from .onnx_graphs import ExportError, GraphSpec, export_onnx, file_bytes, fuse_onnx, operator_counts
 from .parity import OutputParity, ParityError, ParityLimits, compare, failures, run_onnx, run_torch, worst
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
@@ -55,33 +55,34 @@ class ServedSystem:
     """What there is to export of a trained system.
 
     Args:
-        ensemble: name of its ensemble in the repository.
         graphs: its ONNX models, in the order in which they depend on each other.
         inputs: batches of real inputs [N, …] by name for parity; shapes behind the batch axis may differ between them.
         calibration: the same for int8 and fp8 ranges.
         write_files: writes the files of the Python models, given the function from a model's name to its folder.
-        readiness: requests that a ready server must answer, {input: value} each.
+        ensembles: its ensembles, each with requests that a ready server must answer, {input: value} each.
         release: what else release.json should say.
         axis_ranges: smallest, most frequent and largest length of dynamic axes other than the batch, by name.
-        fused: the step of the ensemble that is all graphs as one ONNX file. For TensorRT every graph is a step of its
+        fused: the step of the ensembles that is all graphs as one ONNX file. For TensorRT every graph is a step of its
             own in its place. None: the graphs are the ensemble's steps.
         torch_models: its models that PyTorch serves, instead of a graph.
         precisions: what it can be served in, its default first; what the runtime can when empty.
         single: the Python model that is all steps of the ensemble in one process. None: there is none.
+        faults: what is wrong with the files' answers beyond each output's limits, a sentence each, from the answers of
+            PyTorch float32 and of the files, batch by batch.
     """
 
-    ensemble: str
+    ensembles: Mapping[str, Sequence[Mapping[str, Any]]]
     graphs: Sequence[GraphSpec]
     inputs: Sequence[Mapping[str, Tensor]]
     calibration: Sequence[Mapping[str, Tensor]]
     write_files: Callable[[Callable[[str], Path]], None]
-    readiness: Sequence[Mapping[str, Any]]
     release: Mapping[str, Any]
     axis_ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     fused: str | None = None
     torch_models: Sequence[TorchModel] = ()
     precisions: Sequence[Precision] = ()
     single: str | None = None
+    faults: Callable[[Sequence[Values], Sequence[Values]], Sequence[str]] = lambda expected, served: ()
 
 
 @dataclass(frozen=True)
@@ -138,23 +139,26 @@ def export_system(
     """
     target = target or ExportTarget()
     if target.single and (target.runtime is not Runtime.CPU or system.single is None):
-        raise ExportError(f"{system.ensemble} has no single form for {target.runtime.value}: export its ensemble")
+        raise ExportError(
+            f"{', '.join(system.ensembles)}: no single form for {target.runtime.value}: export the ensemble"
+        )
     precision = choose_precision(target.runtime, target.precision, system.precisions)
     builder = plan_builder(target.generations) if target.runtime is Runtime.TENSORRT else None
     report = ExportReport(repository, 0, {}, {})
     chain = Chain(system.graphs, system.inputs)
     calibration = Chain(system.graphs, system.calibration)
     fused = system.fused if target.runtime is not Runtime.TENSORRT else None
-    ensemble = read_config(system.ensemble) if fused else split_step(system)
+    ensembles = [read_config(name) if fused else split_step(name, system) for name in system.ensembles]
     with staging(repository) as staged, staging(repository) as aside:
 
         def path(model: str) -> Path:
             return staged / model / "1"
 
-        for model in (*step_names(ensemble), ensemble.name):
+        for model in dict.fromkeys(name for config in ensembles for name in (*step_names(config), config.name)):
             copy_source(model, staged)
         if not fused:
-            write_config(ensemble, staged / ensemble.name)
+            for config in ensembles:
+                write_config(config, staged / config.name)
         summaries: dict[str, Summary] = {}
         exported: dict[str, ExportedGraph] = {}
         for graph in system.graphs:
@@ -173,6 +177,8 @@ def export_system(
                 file.runnable.unlink()
             report.parity[graph.name], report.kept[graph.name] = file.parity, summary["kept_in_float32"]
             report.precision[graph.name], report.bytes[graph.name] = own.value, summary["bytes"]
+        if faults := system.faults(chain.expected, chain.served):
+            raise ParityError("; ".join(faults))
         if fused:
             progress(f"{fused}: {' + '.join(exported)} as one graph")
             summaries = {fused: _fuse(path(fused) / "model.onnx", system, exported, chain)}
@@ -195,12 +201,14 @@ def export_system(
         system.write_files(path)
         if target.single:
             progress(f"{system.single}: all steps in one process")
-            as_one_step(ensemble, str(system.single), staged)
-        readiness = json.dumps(system.readiness, ensure_ascii=False, indent=2)
-        (staged / system.ensemble / READINESS_FILE).write_text(readiness, encoding="utf-8")
+            for config in ensembles:
+                as_one_step(config, str(system.single), staged)
+        for name, requests in system.ensembles.items():
+            readiness = json.dumps(requests, ensure_ascii=False, indent=2)
+            (staged / name / READINESS_FILE).write_text(readiness, encoding="utf-8")
         about = {"target": target.runtime.value, "precision": precision.value, **system.release}
         about["form"] = "single" if target.single else "ensemble"
-        release = publish(repository, staged, {system.ensemble: about})
+        release = publish(repository, staged, dict.fromkeys(system.ensembles, about))
     return ExportReport(repository, release.number, report.parity, report.bytes, report.precision, report.kept)
 
 
@@ -293,9 +301,10 @@ def _fuse(path: Path, system: ServedSystem, exported: Mapping[str, ExportedGraph
     """Writes all graphs as one file, once it answers as they did one after the other."""
     runnable = {name: file.runnable for name, file in exported.items()}
     files = {name: file.path for name, file in exported.items()}
-    fuse_onnx(runnable, path)
+    only_where = {graph.name: graph.only_where for graph in system.graphs if graph.only_where}
+    fuse_onnx(runnable, path, only_where)
     _check_fused(path, system, chain.served, exact=runnable != files)
-    fuse_onnx(files, path)
+    fuse_onnx(files, path, only_where)
     return {
         "bytes": file_bytes(path),
         "operators": operator_counts(path),
@@ -303,9 +312,9 @@ def _fuse(path: Path, system: ServedSystem, exported: Mapping[str, ExportedGraph
     }
 
 
-def split_step(system: ServedSystem) -> ModelConfig:
-    """The ensemble's configuration with a step for every graph in the place of the one that is all of them."""
-    config = read_config(system.ensemble)
+def split_step(ensemble: str, system: ServedSystem) -> ModelConfig:
+    """An ensemble's configuration with a step for every graph in the place of the one that is all of them."""
+    config = read_config(ensemble)
     steps = list(config.ensemble_scheduling.step)
     del config.ensemble_scheduling.step[:]
     for step in steps:
@@ -346,8 +355,9 @@ def as_one_step(ensemble: ModelConfig, single: str, staged: Path) -> None:
 def _check_fused(path: Path, system: ServedSystem, answered: Sequence[Mapping[str, Tensor]], *, exact: bool) -> None:
     """That the graphs in one file answer what they answered one after the other."""
     given = {output for graph in system.graphs for output in graph.outputs}
-    inputs = {tensor for graph in system.graphs for tensor in graph.inputs} - given
-    outputs = list(system.graphs[-1].outputs)
+    taken = {tensor for graph in system.graphs for tensor in graph.inputs}
+    inputs = (taken - given) | {graph.only_where for graph in system.graphs if graph.only_where}
+    outputs = [output for graph in system.graphs for output in graph.outputs if output not in taken]
     for batch in answered:
         found = run_onnx(path, {tensor: batch[tensor] for tensor in inputs}, outputs, exact=exact)
         missed = failures([compare(output, batch[output].numpy(), found[output]) for output in outputs], ParityLimits())

@@ -180,16 +180,16 @@ class _Assembly:
     def _rename_clashes(self) -> None:
         """Gives new steps names of their own where ensembles that are not new have another one under that name."""
         kept = [config for name, config in self.old.items() if name not in self.new and is_ensemble(config)]
+        renamed: dict[str, str] = {}  # ensembles published together share their new steps
         for ensemble in [config for config in self.new.values() if is_ensemble(config)]:
             for step in ensemble.ensemble_scheduling.step:
                 name = step.model_name
-                own = f"{ensemble.name}_{name}"
                 shared = any(name in step_names(config) for config in kept)
                 if shared and name in self.new and digests(self.staged / name) != self._old_digests(name):
+                    own = renamed[name] = f"{ensemble.name}_{name}"
                     os.rename(self.staged / name, self.staged / own)
                     self.new[own] = self.new.pop(name)
-                if own in self.new:
-                    step.model_name = own
+                step.model_name = renamed.get(name, name)
 
     def _place(self, model: str) -> int:
         """Gives a model its version, that of before where nothing changed, and records its files; the version."""

@@ -124,6 +124,52 @@ def categorize_server(categorize_repository: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
+def retrieve_bundle(sample_feed: Path, build_once: BuildOnce) -> Path:
+    """A retriever trained on the drawn catalogue for a few epochs on frozen features, with its index beside it."""
+    return build_once("retrieve", lambda run: train_sample_retriever(sample_feed, run)) / "bundle"
+
+
+def train_sample_retriever(feed: Path, run: Path) -> None:
+    from catalogue.feed import open_feed
+    from export.index_feed import index_feed
+    from training.retrieval import RETRIEVER, RetrievalRecipe, RetrievalSettings
+    from training.settings import TrainConfig
+
+    settings = RetrievalSettings(
+        image_height=64,
+        image_width=48,
+        embed_dim=64,
+        vocab_size=1000,
+        min_count=3,
+        frozen=TrainConfig(epochs=4, batch_size=64, learning_rate=2e-3),
+        finetune=TrainConfig(epochs=1, batch_size=64),
+    )
+    train_and_save(RetrievalRecipe, feed, settings, run)
+    index_feed(open_feed(feed), RETRIEVER.load(run / "bundle"), run / "bundle")
+
+
+@pytest.fixture(scope="session")
+def retrieve_repository(retrieve_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release of a repository of its own that retriever and index were exported to."""
+    from export.bundles import export_bundle
+    from repository.release import current
+
+    repository = tmp_path_factory.mktemp("served") / "repository"
+    export_bundle(retrieve_bundle, repository)
+    return current(repository)
+
+
+@pytest.fixture(scope="session")
+def retrieve_server(retrieve_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A running Triton on the exported retriever, on free ports of localhost."""
+    from serving.server import TritonServer
+
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with TritonServer(retrieve_repository, grpc_port=0, metrics_port=0, log_file=log) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def colour_feed(build_once: BuildOnce) -> Path:
     """Sixty drawn products in two to eight colours, half of them labelled in Chinese."""
     from catalogue.colour_sample import generate_colour_sample

@@ -55,11 +55,11 @@ class Examples:
 
     def rows(self, split: Split) -> np.ndarray:
         """Indices of the examples of a split that have a known category."""
-        return np.flatnonzero(self._in(split) & (self.labels[self.product] != UNKNOWN_CATEGORY))
+        return np.flatnonzero(self.in_split(split) & (self.labels[self.product] != UNKNOWN_CATEGORY))
 
     def paired_rows(self, split: Split) -> np.ndarray:
         """Indices of the examples of a split that have both an image and a title."""
-        return np.flatnonzero(self._in(split) & self.image_present & self.text_present[self.product])
+        return np.flatnonzero(self.in_split(split) & self.image_present & self.text_present[self.product])
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Examples as they are: pixel_values [B, H, W, 3] uint8, input_ids and attention_mask [B, L] int64,
@@ -74,7 +74,7 @@ class Examples:
             "labels": torch.from_numpy(self.labels[product]),
         }
 
-    def _in(self, split: Split) -> np.ndarray:
+    def in_split(self, split: Split) -> np.ndarray:
         return self.store.splits[self.product] == SPLITS.index(split)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,15 @@ def categories(image: bytes, title: str) -> dict[str, Any]:
     }
 
 
-def found(query: str, image: bytes) -> dict[str, Any]:
-    scores = digest(query.encode(), image)
-    products = tuple({"product_id": f"{query} #{rank}", "score": scores[rank]} for rank in range(2))
+def found(query: str, image: bytes, like: str = "", entities: Sequence[str] = ("",)) -> dict[str, Any]:
+    whole = digest(*(part.encode() if isinstance(part, str) else part for part in (query, image, like, *entities)),
+                   b"brand=Puma", b"brand=Nike", b"season=Fall")  # fmt: skip
+    columns = (np.resize(whole[start:], 2).tolist() for start in (0, 1, 2))
+    products = tuple(
+        {"product_id": f"{query} #{rank}", "score": score, "photo": rank, "image_score": image_score,
+         "text_score": text_score, "matched": () if rank else ("brand", "base_colour")}
+        for rank, (score, image_score, text_score) in enumerate(zip(*columns, strict=True))
+    )  # fmt: skip
     return {"products": products}
 
 
@@ -66,7 +72,11 @@ CALLS: list[tuple[str, dict[str, Any], list[tuple[Any, Any]]]] = [
         (("shoe", ["Puma", None]), {"values": tuple(digest(b"shoe", b"Puma", b""))}),
         (("shirt", ["", "blau"]), {"values": tuple(digest(b"shirt", b"", b"blau"))}),
     ]),
-    ("search", {"k": 2}, [(("red", b"123"), found("red", b"123")), ((None, b"1"), found("", b"1"))]),
+    ("search", {"k": 2, "filters": {"brand": ["Puma", "Nike"], "season": "Fall"}}, [
+        (("red", b"123"), found("red", b"123")),
+        ((None, b"1", "id"), found("", b"1", "id")),
+        (("a", None, None, ["Puma", None]), found("a", b"", "", ("Puma", ""))),
+    ]),
     ("match_text_image", {}, [
         (("title", b"1", "query"), {"probability": digest(b"query", b"title", b"1")[0]}),
         (("title", b"2", None), {"probability": digest(b"", b"title", b"2")[0]}),
@@ -131,7 +141,7 @@ def test_asyncio(contract_server: TritonServer, wire: str, name: str, options: d
         ("embed_text", ("a", "Puma"), "entities must be a sequence of texts, not one text"),
         ("embed_text", (7,), "description must be text, not int"),
         ("embed_text", ("a", ["b", 7]), "entity 1 must be text, not int"),
-        ("search", ("  ",), "image and query are both empty"),
+        ("search", ("  ",), "query, image, like and entities are all empty"),
         ("match_text_image", ("title", None), "image is empty"),
     ],
 )

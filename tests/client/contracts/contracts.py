@@ -52,9 +52,20 @@ class TritonPythonModel:
     def embed_text(self, description: list[bytes], entities: list[bytes]) -> dict[str, np.ndarray]:
         return {"text_embeds": digest(*description, *entities)}
 
-    def search(self, query: list[bytes], image: list[bytes]) -> dict[str, np.ndarray]:
-        found = [b"%s #%d" % (query[0], rank) for rank in range(3)]
-        return {"product_id": np.array(found, np.object_), "score": digest(*query, *image)[:3]}
+    def search(
+        self, query: list[bytes], image: list[bytes], like: list[bytes], entities: list[bytes], filters: list[bytes],
+        k: list[int],
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        found = [b"%s #%d" % (query[0], rank) for rank in range(k[0])]
+        whole = digest(*query, *image, *like, *entities, *filters)
+        return {
+            "product_id": np.array([*found, b""], np.object_),  # as a row that is shorter than its neighbours
+            "score": np.resize(whole, k[0] + 1),
+            "photo": np.arange(k[0] + 1, dtype=np.int32),
+            "image_score": np.resize(whole[1:], k[0] + 1),
+            "text_score": np.resize(whole[2:], k[0] + 1),
+            "matched_entities": np.array([b"brand,base_colour", *[b""] * k[0]], np.object_),
+        }
 
     def match_text_image(self, query: list[bytes], title: list[bytes], image: list[bytes]) -> dict[str, np.ndarray]:
         return {"probability": digest(*query, *title, *image)[:1]}
