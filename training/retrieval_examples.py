@@ -127,14 +127,13 @@ def make_texts(
     """
     input_ids, attention_mask = encode(tokenizer, descriptions)
     numbers: dict[str, int] = {}
+    entity_ids = np.array([vocabulary.numbers(named) for named in entities], np.int64)
     return Texts(
         input_ids,
         attention_mask,
         np.array([bool(description.strip()) for description in descriptions]),
         np.array([numbers.setdefault(text.casefold(), len(numbers)) for text in descriptions], np.int64),
-        np.array([vocabulary.numbers(named) for named in entities], np.int64).reshape(
-            len(entities), len(vocabulary.groups)
-        ),
+        entity_ids.reshape(len(entities), len(vocabulary.groups)),
     )
 
 
