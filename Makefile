@@ -5,7 +5,7 @@ BIN    := .venv/bin
 # make demo DATA=path/to/feed.parquet   trains and serves your own feed instead of the drawn sample
 # make demo SYSTEMS="categorize"        picks the systems; the default is all that exist
 DATA    ?=
-SYSTEMS ?= categorize match-colours retrieve
+SYSTEMS ?= categorize match-colours retrieve match-text-image
 RUNS    ?= runs
 FEED    := $(if $(DATA),$(DATA),$(RUNS)/sample.parquet)
 NAME    := $(basename $(notdir $(FEED)))
@@ -46,9 +46,9 @@ demo: $(addprefix demo-,$(SYSTEMS))
 $(addprefix demo-,$(SYSTEMS)): demo-%: install $(FEED)
 	$(BIN)/shelfwise train $* $(FEED) --run $(RUNS)/$(NAME)/$*
 	$(if $(filter retrieve,$*),$(BIN)/shelfwise index $(FEED) --bundle $(RUNS)/$(NAME)/$*/bundle \
-		--repository $(RUNS)/$(NAME)/model_repository)
-	$(BIN)/shelfwise export $(RUNS)/$(NAME)/$*/bundle --repository $(RUNS)/$(NAME)/model_repository
-	$(BIN)/python -m benchmarks.demo $* $(FEED) --repository $(RUNS)/$(NAME)/model_repository \
+		--repository $(RUNS)/$(NAME)/repository)
+	$(BIN)/shelfwise export $(RUNS)/$(NAME)/$*/bundle --repository $(RUNS)/$(NAME)/repository
+	$(BIN)/python -m benchmarks.demo $* $(FEED) --repository $(RUNS)/$(NAME)/repository \
 		--bundle $(RUNS)/$(NAME)/$*/bundle --output $(RUNS)/$(NAME)/demo
 
 $(RUNS)/sample.parquet: | install

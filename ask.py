@@ -4,8 +4,9 @@
     shelfwise categorize --json < items.jsonl > answers.jsonl
     shelfwise search "diesel jacket" --filter brand=Diesel --filter base_colour=Black -k 20
 
-With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT} or
-{"images": [PATH, …], "labels": [TEXT, …]}, and every line of standard output its answer or {"error": …}, in order; an
+With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT},
+{"images": [PATH, …], "labels": [TEXT, …]} or {"title": TEXT, "image": PATH, "query": TEXT}, as the command says, and
+every line of standard output its answer or {"error": …}, in order; an
 "id" comes back as it was. Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
 3 the server could not be reached or did not answer in time.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from client import ShelfwiseClient
+    from client import Categorization, ShelfwiseClient
 
 app = typer.Typer()
 
@@ -78,9 +79,11 @@ def categorize(
     """Ask a running server for the category of a product, or of many (--json)."""
 
     def ask(client: ShelfwiseClient) -> int:
+        from client import Judgement
+
         if as_json and image is None and title is None:
             return _pipe(("image", "title"), lambda items: client.categorize_many(items, k=k))
-        answer = client.categorize(image, title, k=k)
+        answer = _judged(client, image, title, k)
         if as_json:
             typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
         else:
@@ -89,6 +92,8 @@ def categorize(
                 [(f"{category.probability:7.4f}", category.label) for category in answer.categories],
             )
             typer.echo(f"neighbour_kl {answer.neighbour_kl:.3f}")
+            if isinstance(answer, Judgement):
+                typer.echo("sure" if answer.sure else "look")
         return 0
 
     _run(ask, url, timeout, ca, header)
@@ -136,6 +141,18 @@ def match_colours(
         return 0
 
     _run(ask, url, timeout, ca, header)
+
+
+def _judged(client: ShelfwiseClient, image: Path | None, title: str | None, k: int) -> Categorization:
+    """The answer, with whether it is sure where the server says so: one of an older release does not."""
+    from client import ShelfwiseError
+
+    try:
+        return client.judge(image, title, k=k)
+    except ShelfwiseError as error:
+        if "sure_from" not in str(error):
+            raise
+        return client.categorize(image, title, k=k)
 
 
 @app.command()
@@ -191,6 +208,34 @@ def search(
                     for p in answer.products
                 ],
             )
+        return 0
+
+    _run(ask, url, timeout, ca, header)
+
+
+@app.command()
+def match(
+    image: Annotated[Path | None, typer.Argument(help="Photo of the product.")] = None,
+    title: Annotated[str | None, typer.Argument(help="The text that may belong to it.")] = None,
+    query: Annotated[str | None, typer.Option(help="A search query that both may answer.")] = None,
+    as_json: JsonOption = False,
+    url: UrlsOption = None,
+    timeout: TimeoutOption = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server whether a text belongs to a photo, or texts to photos (--json)."""
+    if not as_json and not (image and (title or query)):
+        raise typer.BadParameter("give a photo and a text, or --json and pairs on standard input")
+
+    def ask(client: ShelfwiseClient) -> int:
+        if as_json and image is None:
+            return _pipe(("title", "image", "query"), client.match_text_image_many)
+        answer = client.match_text_image(title or "", image or b"", query)
+        if as_json:
+            typer.echo(json.dumps(answer.to_dict()))
+        else:
+            typer.echo(f"{answer.probability:7.4f}")
         return 0
 
     _run(ask, url, timeout, ca, header)

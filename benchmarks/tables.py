@@ -16,6 +16,7 @@ from benchmarks.export.speed import speed_table
 from benchmarks.growth.report import growth_table
 from benchmarks.kernels.report import cpu_table, label_kl_table, matcher_table
 from benchmarks.markdown import Rows, provenance
+from benchmarks.quality.answers import answers_table
 from benchmarks.quality.colour_table import matching_table
 from benchmarks.quality.labels import labels_table
 from benchmarks.results import NOT_MEASURED, RESULTS, ROOT, read
@@ -39,6 +40,7 @@ def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "kernel-2": ("h200/matcher", matcher_table),
         "kernel-1-cpu": ("label_kl_cpu", cpu_table),
         "labels": ("labels", labels_table),
+        "answers": ("answers", answers_table),
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),
         "export-match-colours": ("export_match_colours", forms_table),

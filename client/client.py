@@ -17,7 +17,15 @@ from .engine import Engine, checked_seconds
 from .ensembles import Description, Filters, Item, Photos, Query, TextAndImage
 from .http_transport import HttpConnection
 from .images import Image
-from .results import Categorization, ColourMatch, Embedding, SearchResult, ServerMetadata, TextImageMatch
+from .results import (
+    Categorization,
+    ColourMatch,
+    Embedding,
+    Judgement,
+    SearchResult,
+    ServerMetadata,
+    TextImageMatch,
+)
 from .runtime import Asyncio, Blocking, Runtime, finish
 from .shared_memory import SharedMemory
 from .stream import AsyncStream, Stream, StreamOptions
@@ -168,6 +176,23 @@ class ShelfwiseClient(_Client):
             ValueError: an option that is not positive.
         """
         return self._many(ensembles.categorize(k), items, options)
+
+    def judge(
+        self, image: Image | None = None, title: str | None = None, *, k: int = 5, timeout: float | None = None
+    ) -> Judgement:
+        """`categorize`, and whether the answer can be filed without a person looking; an older server cannot say.
+
+        Raises:
+            InvalidInput: as `categorize`, and where the server has no output `sure_from`.
+            ShelfwiseError: see its subclasses for the faults of server and network.
+        """
+        return self._run(self._engine.ask(ensembles.judge(k), (image, title), timeout))
+
+    def judge_many(
+        self, items: Iterable[ItemFields], *, k: int = 5, **options: Unpack[StreamOptions]
+    ) -> Stream[Judgement]:
+        """`judge` of many items, as `categorize_many` does it."""
+        return self._many(ensembles.judge(k), items, options)
 
     def match_colours(
         self,
@@ -365,6 +390,8 @@ class AsyncShelfwiseClient(_Client):
 
     categorize = _awaited(ShelfwiseClient.categorize)
     categorize_many = _streamed(ShelfwiseClient.categorize_many)
+    judge = _awaited(ShelfwiseClient.judge)
+    judge_many = _streamed(ShelfwiseClient.judge_many)
     match_colours = _awaited(ShelfwiseClient.match_colours)
     match_colours_many = _streamed(ShelfwiseClient.match_colours_many)
     embed_image = _awaited(ShelfwiseClient.embed_image)

@@ -19,6 +19,7 @@ from .results import (
     ColourMatch,
     Embedding,
     FoundProduct,
+    Judgement,
     SearchResult,
     TextImageMatch,
 )
@@ -88,6 +89,17 @@ def categorize(k: int) -> Call[Categorization]:
     _check_k(k)
     outputs: Outputs = {"category": ("k",), "category_id": ("k",), "probability": ("k",), "neighbour_kl": (1,)}
     return Call("categorize", {"image": 1, "title": 1}, outputs, encode, decode)
+
+
+def judge(k: int) -> Call[Judgement]:
+    """Image and title of a product → its k most probable categories, and whether the first can be filed unseen."""
+    asked = categorize(k)
+
+    def decode(row: Row, outputs: Values) -> Judgement:
+        answer = asked.decode(row, outputs)
+        return Judgement(answer.categories, answer.neighbour_kl, outputs["probability"][0] >= outputs["sure_from"][0])
+
+    return Call(asked.name, asked.inputs, {**asked.outputs, "sure_from": (1,)}, asked.encode, decode)
 
 
 def match_colours(one_to_one: bool) -> Call[tuple[ColourMatch, ...]]:

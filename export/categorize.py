@@ -101,7 +101,7 @@ def categorizer_graphs(bundle: CategorizerBundle, *, trim: bool = True) -> list[
                 "image_present": present,
                 "text_present": present.clone(),
             },
-            ["category_id", "probability", "neighbour_kl", "class_probability"],
+            ["category_id", "probability", "neighbour_kl", "class_probability", "sure_from"],
             float32_only=True,  # a few small matrices, and it decides between close categories
             names=Names("category", "category_id", category_names(bundle)),
         ),
@@ -166,7 +166,8 @@ def report_lines(metrics: Mapping[str, Any]) -> list[str]:
     """The metrics of a bundle, a line a recipe and way to ask."""
     return [
         f"{recipe + (' (served)' if recipe == metrics['served'] else ''):20} {asked:22} top-1 {report['top_1']:.4f}  "
-        f"top-5 {report['top_5']:.4f}  near in top-5 {report['near_in_top_5']:.2f}"
+        f"top-5 {report['top_5']:.4f}  near in top-5 {report['near_in_top_5']:.2f}  "
+        f"ECE {report['calibration_error']:.3f}  sure {report['sure']['share']:.1%}"
         for recipe, reports in metrics.items()
         if isinstance(reports, dict)
         for asked, report in reports.items()

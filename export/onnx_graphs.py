@@ -20,9 +20,9 @@ import onnx.compose
 import torch
 from torch import Tensor, nn
 
-from models.category_head import CategoryHead
+from models.category_head import CategoryHead, way_asked
 from repository.check import check_versions
-from training.labels import NeighbourTable
+from training.labels import NeighbourDivergence, NeighbourTable
 
 OPSET = 18
 LARGEST_SINGLE_FILE = 2**31 - 2**20  # protobuf's 2 GB, less room for the graph itself
@@ -111,30 +111,23 @@ def largest(lengths: Tensor, limit: int) -> int:
 
 
 class ServedCategoryHead(nn.Module):
-    """A category head with the look-up of its answers: the k most probable classes and how odd the answer is.
+    """A category head with the look-up of its answers: the k most probable classes, how odd and how sure the answer is.
 
     Args:
-        head: gives logits.
+        head: gives logits, calibrated for each way to ask.
         soft_labels: the label-neighbour table; its weights are the soft label of every class.
         top_k: classes an answer lists.
     """
-
-    neighbour_ids: Tensor
-    neighbour_weights: Tensor
-    negative_entropy: Tensor
 
     def __init__(self, head: CategoryHead, soft_labels: NeighbourTable, top_k: int) -> None:
         super().__init__()
         self.head = head
         self.top_k = top_k
-        weights = soft_labels.weights
-        self.register_buffer("neighbour_ids", soft_labels.ids.long())
-        self.register_buffer("neighbour_weights", weights)
-        self.register_buffer("negative_entropy", torch.xlogy(weights, weights).sum(1, keepdim=True))
+        self.neighbour_divergence = NeighbourDivergence(soft_labels)
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The answer of each row.
 
         Args:
@@ -143,16 +136,15 @@ class ServedCategoryHead(nn.Module):
 
         Returns:
             category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl [B, 1] float32,
-            KL(soft label of the first category ‖ predicted distribution); class_probability [B, C] float32.
+            KL(soft label of the first category ‖ predicted distribution); class_probability [B, C] float32;
+            sure_from [B, 1] float32, the probability from which an answer to such a question needs no person.
         """
         logits = self.head.class_logits(self.head(image_embeds, text_embeds, image_present, text_present))
         log_probability = torch.log_softmax(logits.float(), dim=-1)
         top, category_id = log_probability.topk(self.top_k, dim=-1)
-        first = category_id[:, 0]
-        near = log_probability.gather(1, self.neighbour_ids[first])
-        cross_entropy = -(self.neighbour_weights[first] * near).sum(1, keepdim=True)
-        neighbour_kl = cross_entropy + self.negative_entropy[first]
-        return category_id.to(torch.int32), top.exp(), neighbour_kl, log_probability.exp()
+        neighbour_kl = self.neighbour_divergence(log_probability, category_id[:, 0])
+        sure_from = self.head.sure_from[way_asked(image_present, text_present)].unsqueeze(1)
+        return category_id.to(torch.int32), top.exp(), neighbour_kl, log_probability.exp(), sure_from
 
 
 def export_onnx(graph: GraphSpec, path: Path) -> None:

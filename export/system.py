@@ -332,14 +332,15 @@ def split_step(ensemble: str, system: ServedSystem) -> ModelConfig:
 def as_one_step(ensemble: ModelConfig, single: str, staged: Path) -> None:
     """Puts one Python model in the place of all steps of a staged ensemble, with the files that they read.
 
-    A step's own model.py stands beside the model's as STEP.py.
+    A step's own model.py stands beside the model's as STEP.py, and its model.onnx, by which Triton would take the model
+    for one of another backend, as network.onnx.
     """
     names = step_names(ensemble)
     first, last = ensemble.ensemble_scheduling.step[0], ensemble.ensemble_scheduling.step[-1]
     copy_source(single, staged)
     for name in names:
         for file in (staged / name / "1").iterdir():
-            own = f"{name}.py" if file.name == "model.py" else file.name
+            own = {"model.py": f"{name}.py", "model.onnx": "network.onnx"}.get(file.name, file.name)
             file.rename(staged / single / "1" / own)
         shutil.rmtree(staged / name)
     whole = ModelConfig()

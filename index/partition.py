@@ -16,8 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from .search import CANDIDATES
-from .snapshot import PartitionRecord
+from .snapshot import CANDIDATES, PartitionRecord
 
 EXACT_NUMBERS = 2**24
 """Up to so many numbers (65,536 rows of 256) an exact search takes two milliseconds, and nothing else is built."""

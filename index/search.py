@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .filters import Filter, kept_products
-from .snapshot import PARTITION, Snapshot, SnapshotError
+from .snapshot import CANDIDATES, PARTITION, Snapshot, SnapshotError
 
 if TYPE_CHECKING:
     from .partition import KeptRows, Partition
-
-CANDIDATES = 100
-"""Rows of a partition that are compared exactly, at least."""
 
 FEW_ROWS = 4_096
 """So many scattered rows of 256 numbers are compared in half a millisecond, whatever the size of the index."""

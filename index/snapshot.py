@@ -26,6 +26,8 @@ import numpy as np
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PARTITION = "partition.faiss"
+CANDIDATES = 100
+"""Rows of a partition that are compared exactly, at least."""
 CONTENT_BYTES = 16
 
 

@@ -30,11 +30,13 @@ class Categorizer(nn.Module):
         Args:
             pixel_values: [B, H, W, 3] uint8.
             input_ids, attention_mask: [B, L] int64.
-            image_present, text_present: [B, 1] bool.
+            image_present, text_present: [W·B, 1] bool: W ways to ask about every row, all rows one way after all rows
+                another. Encoders run once, whatever the ways.
 
         Returns:
-            [B, C] logits of the classes, or [B, F] of the features of their codes (`CategoryHead.class_logits`).
+            [W·B, C] logits of the classes, or [W·B, F] of the features of their codes (`CategoryHead.class_logits`).
         """
         image_embeds = self.image_encoder(pixel_values)
         text_embeds = self.text_encoder(input_ids, attention_mask)
-        return self.head(image_embeds, text_embeds, image_present, text_present)
+        ways = len(image_present) // len(pixel_values)
+        return self.head(image_embeds.repeat(ways, 1), text_embeds.repeat(ways, 1), image_present, text_present)

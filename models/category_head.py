@@ -2,8 +2,9 @@
 
 Image and text embedding -> attention -> MLP -> a logit per class, or one per feature of binary feature codes, from
 which `class_logits` reads the classes.  A missing image or title is legal input; a learned "absent" embedding takes its
-place and is trained by modality dropout, so the head knows the difference between "no title" and "a title that says
-nothing".
+place, so the head knows the difference between "no title" and "a title that says nothing".  Each way to ask has a
+temperature of its own, fitted once training is over (Guo et al., ICML 2017), and a probability from which an answer is
+filed without a person.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from .attention import SelfAttention
+
+WAYS = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
+"""The ways to ask about a product, and whether each gives its image and its title."""
+NEVER = 2.0  # a probability that no answer has
 
 
 class CategoryHeadConfig(BaseModel):
@@ -34,9 +39,15 @@ class CategoryHead(nn.Module):
     Args:
         config: widths.
         codes: [C, F] of 0 and 1 for a head of F features; a head that is loaded finds them in its state.
+
+    Attributes:
+        temperature: [3], what divides the logits of each of the `WAYS` to ask; 1 until it is fitted.
+        sure_from: [3], the probability from which an answer can be filed unseen; `NEVER` until it is fitted.
     """
 
     codes: Tensor | None
+    temperature: Tensor
+    sure_from: Tensor
 
     def __init__(self, config: CategoryHeadConfig, codes: Tensor | None = None) -> None:
         super().__init__()
@@ -49,6 +60,8 @@ class CategoryHead(nn.Module):
         elif codes is not None:
             raise ValueError("codes were given to a head whose config has no num_features")
         self.register_buffer("codes", codes)
+        self.register_buffer("temperature", torch.ones(len(WAYS)))
+        self.register_buffer("sure_from", torch.full((len(WAYS),), NEVER))
         width = config.embed_dim
         # Unit-length embeddings have entries of size 1/sqrt(D); LayerNorm brings them to the scale of the tokens.
         self.image_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
@@ -65,7 +78,7 @@ class CategoryHead(nn.Module):
         )
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, image_present: Tensor, text_present: Tensor) -> Tensor:
-        """Logits of each row.
+        """Logits of each row, calibrated once a temperature is fitted.
 
         Args:
             image_embeds, text_embeds: [B, D] float32, unit length; what stands in an absent row does not matter.
@@ -77,7 +90,7 @@ class CategoryHead(nn.Module):
         image_token = torch.where(image_present, self.image_projection(image_embeds), self.absent_image)
         text_token = torch.where(text_present, self.text_projection(text_embeds), self.absent_text)
         tokens = self.fusion(torch.stack([image_token, text_token], dim=1))
-        return self.mlp(tokens.flatten(1))
+        return self.mlp(tokens.flatten(1)) / self.temperature[way_asked(image_present, text_present)].unsqueeze(1)
 
     def class_logits(self, logits: Tensor) -> Tensor:
         """Logits of the classes [B, C] from those that `forward` gives.
@@ -86,3 +99,13 @@ class CategoryHead(nn.Module):
         under independent features: Σ_f log σ(±z_f), + where the code has a 1.
         """
         return logits if self.codes is None else logits.float() @ self.codes.T
+
+
+def way_number(way: str) -> int:
+    """The place of one of the `WAYS`."""
+    return list(WAYS).index(way)
+
+
+def way_asked(image_present: Tensor, text_present: Tensor) -> Tensor:
+    """Which of the `WAYS` each row is asked in, [B] int64; what is present, [B, 1] bool each."""
+    return (2 - image_present.long() - (image_present & text_present).long()).squeeze(1)

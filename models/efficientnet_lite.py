@@ -110,11 +110,13 @@ class EfficientNetLite(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """[B, 3, H, W] -> last_hidden_state [B, 1280, H / 32, W / 32], pooler_output [B, 1280]; sides rounded up."""
-        hidden = F.relu6(self.bn0(self.conv_stem(pixel_values)))
-        for block in self.blocks:
-            hidden = block(hidden)
-        hidden = F.relu6(self.bn1(self.conv_head(hidden)))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden.mean((2, 3)))
+        # On a CPU always float32: bfloat16 gradients of convolutions by channel take twice as long (torch 2.13, AMX).
+        with torch.autocast("cpu", enabled=False):
+            hidden = F.relu6(self.bn0(self.conv_stem(pixel_values)))
+            for block in self.blocks:
+                hidden = block(hidden)
+            hidden = F.relu6(self.bn1(self.conv_head(hidden)))
+            return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden.mean((2, 3)))
 
 
 def imagenet_weights() -> Path | None:

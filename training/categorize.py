@@ -6,19 +6,22 @@
       -> finetune      encoders and head together, from there
       -> bundle        with whichever of the two is better on the validation split
 
-Both are measured on the test split and stand side by side in the bundle's config.json.  A feed without titles has no
-pairs to start from: without a checkpoint, its encoder is trained from scratch by the last stage alone.
+An image encoder that was trained on ImageNet, the default where its package is installed, goes to the last stage as it
+is: what the first two would cost is better spent there.  So does one of a feed without titles, which has no pairs.
+Each candidate gets its temperatures and thresholds on the validation split; all are measured on the test split and
+stand side by side in the bundle's config.json.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from safetensors.torch import save
@@ -26,12 +29,13 @@ from tokenizers import Tokenizer
 
 from catalogue.class_report import ClassReport
 from catalogue.feed import FeedError
-from catalogue.product import PATH_SEPARATOR, SPLITS
+from catalogue.product import PATH_SEPARATOR, SPLITS, Split
 from catalogue.store import Store
 from catalogue.taxonomy import Taxonomy
 from models.categorizer import Categorizer
-from models.category_head import CategoryHead, CategoryHeadConfig
-from models.checkpoints import image_encoder_from_checkpoint, text_encoder_from_checkpoint
+from models.category_head import WAYS, CategoryHead, CategoryHeadConfig
+from models.checkpoints import image_encoder_from_checkpoint, imagenet_image_encoder, text_encoder_from_checkpoint
+from models.efficientnet_lite import PACKAGE, imagenet_weights
 from models.encoders import (
     ImageEncoder,
     ImageEncoderConfig,
@@ -44,21 +48,23 @@ from models.tokenizer import encode, fit_max_length, load_tokenizer, set_length,
 from models.two_towers import TwoTowers
 
 from .bundle import Bundle, BundleConfig, BundleKind, Extra
+from .calibration import answer_reports, calibrate_head
 from .category_tasks import (
     CategoryEvaluator,
     CategoryObjective,
     ContrastiveTask,
     FineTuneTask,
     HeadTask,
-    ModalityDropout,
+    can_be_asked,
 )
-from .embeddings import embed_examples, embed_names
-from .examples import make_examples, training_titles
+from .embeddings import Embeddings, embed_examples, embed_names
+from .examples import Examples, make_examples, training_titles
 from .feature_codes import FeatureCodes, codes_from_embeddings, codes_from_taxonomy
 from .labels import (
     NEIGHBOURS,
     LabelScheme,
     NameEncoder,
+    NeighbourDivergence,
     NeighbourTable,
     class_names,
     neighbour_semantic,
@@ -70,6 +76,7 @@ from .sentence_encoder import SentenceEncoder, packaged_sentence_encoder
 from .settings import Settings, TrainConfig
 
 SERVED_TOP_K = 20
+PRETRAINED_SIZE = (112, 84)  # small, and still some patches of a network that was trained on 224
 
 
 class CategorizeSettings(Settings):
@@ -79,7 +86,10 @@ class CategorizeSettings(Settings):
 
     embed_dim: PositiveInt = Field(256, description="width of the embeddings; a CLIP checkpoint brings its own")
     vocab_size: PositiveInt = Field(8000, description="tokens of the tokenizer trained on the feed's titles")
-    image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image encoder from")
+    image_tower: Literal["imagenet", "scratch"] = Field(
+        "imagenet", description="image encoder: EfficientNet-Lite0 where its package is installed, or a small ResNet"
+    )
+    image_checkpoint: Path | None = Field(None, description="Hugging Face folder with the image encoder instead")
     text_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the text encoder from")
     label_encoder: Path | None = Field(
         None,
@@ -93,10 +103,34 @@ class CategorizeSettings(Settings):
     labels: LabelScheme = Field(LabelScheme("curriculum"), description="target distribution of the KL term")
     kl_weight: NonNegativeFloat = Field(1.0, description="λ of the KL term; 0 is focal loss alone, the baseline")
     gamma: NonNegativeFloat = Field(2.0, description="focusing exponent of the focal loss")
-    dropout: ModalityDropout = Field(ModalityDropout(), description="shares of rows that lose a modality in training")
+    precision: float = Field(0.99, gt=0, lt=1, description="share of right answers among those that need no person")
     contrastive: TrainConfig = TrainConfig(epochs=2, batch_size=128, learning_rate=1e-3)
     head: TrainConfig = TrainConfig(epochs=8, batch_size=256, learning_rate=2e-3)
-    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=5e-4)
+    finetune: TrainConfig = TrainConfig(epochs=6, batch_size=64, learning_rate=1e-3)
+    imagenet: TrainConfig = Field(
+        TrainConfig(epochs=3, batch_size=64, learning_rate=1e-3),
+        description="of the image encoder from ImageNet, in place of the three stages; no epochs: those after all",
+    )
+
+    @property
+    def from_imagenet(self) -> bool:
+        """Whether the image encoder is the one from ImageNet."""
+        return self.image_tower == "imagenet" and self.image_checkpoint is None and imagenet_weights() is not None
+
+    @property
+    def last(self) -> TrainConfig:
+        """The training of encoders and head together."""
+        return self.imagenet if self.from_imagenet and self.imagenet.epochs else self.finetune
+
+    @property
+    def suitable_size(self) -> tuple[int, int]:
+        """Height and width of images where none is set."""
+        return PRETRAINED_SIZE if self.from_imagenet or self.image_checkpoint else super().suitable_size
+
+    def overridden(self, given: Mapping[str, Any]) -> Self:
+        """As of all settings; `epochs` are those of the last stage, whichever it is."""
+        last = {"imagenet.epochs": given["epochs"]} if "epochs" in given else {}
+        return super().overridden({**given, **last})
 
 
 class CategorizerConfig(BundleConfig):
@@ -176,14 +210,20 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         if not len(self.examples.rows("train")):
             raise FeedError(f"{store.feed} has no product with a category in the training split")
         self.has_pairs = len(self.examples.paired_rows("train")) > 0
-        if not (self.has_pairs or settings.image_checkpoint or settings.finetune.epochs):
+        self.ways = ways_of(self.examples)
+        self.embedded: tuple[Categorizer, Split, Embeddings] | None = None
+        if settings.image_tower == "imagenet" and settings.image_checkpoint is None and not settings.from_imagenet:
+            self.notes.append(f"the package {PACKAGE} is not installed: the image encoder is trained from scratch")
+        if not (self.has_pairs or settings.image_checkpoint or settings.last.epochs):
             raise FeedError(f"{store.feed} has no titles to train encoders with: fine-tune them, or give a checkpoint")
 
     def stages(self) -> Iterator[Stage]:
-        """contrastive, head, finetune."""
+        """contrastive, head, finetune; the last alone where the encoder is from ImageNet or there are no pairs."""
         settings, examples = self.settings, self.examples
         image_encoder, text_encoder = self.encoders.image_encoder, self.encoders.text_encoder
-        if self.has_pairs:
+        last = settings.last
+        end_to_end = last is settings.imagenet
+        if self.has_pairs and not end_to_end:
             yield Stage(ContrastiveTask(self.encoders, examples), settings.contrastive)
 
         self.prepare_labels()
@@ -195,17 +235,17 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
         )
         head = CategoryHead(config, None if codes is None else codes.codes)
         model = Categorizer(image_encoder, text_encoder, head).to(self.accelerator.device)
-        if self.has_pairs or settings.image_checkpoint is not None:
+        if (self.has_pairs or settings.image_checkpoint is not None) and not end_to_end:
             train, validation = (
                 embed_examples(image_encoder, text_encoder, examples, examples.rows(split))
                 for split in ("train", "val")
             )
-            task = HeadTask(model.head, train, validation, self.objective, self.evaluator, settings.dropout)
+            task = HeadTask(model.head, train, validation, self.objective, self.evaluator, self.ways)
             yield Stage(task, settings.head, ("frozen", model), inputs=self.label_inputs)
-        if settings.finetune.epochs:
+        if last.epochs:
             tuned = copy.deepcopy(model)
-            whole = FineTuneTask(tuned, examples, self.objective, self.evaluator, settings.dropout)
-            yield Stage(whole, settings.finetune, ("finetuned", tuned), inputs=self.label_inputs)
+            whole = FineTuneTask(tuned, examples, self.objective, self.evaluator, self.ways)
+            yield Stage(whole, last, ("finetuned", tuned), inputs=self.label_inputs)
 
     def prepare_labels(self) -> None:
         """Label neighbours, codes and what is made of them; names may be embedded by the text encoder just trained."""
@@ -238,20 +278,34 @@ class CategorizeRecipe(Recipe[CategorizeSettings, CategorizerConfig, Categorizer
             raise FeedError("the feed has no titles to learn the names of categories from; give a label_encoder")
         return lambda names: embed_names(self.encoders.text_encoder, *encode(self.tokenizer, names))
 
+    def calibrate(self, model: Categorizer) -> None:
+        """A temperature and a threshold for each way to ask."""
+        calibrate_head(model.head, self.embed(model, "val"), self.settings.precision)
+
     def score(self, model: Categorizer) -> float:
         """The mean of top-1 over the three ways to ask: a model that is good only with both is no good."""
-        embeddings = embed_examples(model.image_encoder, model.text_encoder, self.examples, self.examples.rows("val"))
-        reports = self.evaluator.reports(model.head, embeddings).values()
+        reports = self.evaluator.reports(model.head, self.embed(model, "val")).values()
         return float(np.mean([report.top_1 for report in reports])) if reports else float("nan")
 
     def measure(self, model: Categorizer) -> dict[str, Any]:
-        """A report for each way to ask, over all test products and over those unseen in title and photo."""
-        rows = self.examples.rows("test")
-        embeddings = embed_examples(model.image_encoder, model.text_encoder, self.examples, rows)
-        unseen = self.store.unseen[self.examples.product[rows]]
-        reports = {name: asdict(report) for name, report in self.evaluator.reports(model.head, embeddings).items()}
-        of_unseen = self.evaluator.reports(model.head, embeddings, among=unseen)
-        return reports | {f"{name}, unseen": asdict(report) for name, report in of_unseen.items()}
+        """Reports of each way to ask, over all test products and over those unseen in title and photo."""
+        embeddings = self.embed(model, "test")
+        unseen = self.store.unseen[self.examples.product[self.examples.rows("test")]]
+        divergence = NeighbourDivergence(soft_labels(self.table, self.settings.labels))
+        measured: dict[str, Any] = {}
+        for suffix, among in (("", None), (", unseen", unseen)):
+            figures = self.evaluator.reports(model.head, embeddings, among)
+            answers = answer_reports(model.head, embeddings, divergence, among)
+            measured |= {f"{way}{suffix}": asdict(figures[way]) | asdict(answers[way]) for way in figures}
+        return measured
+
+    def embed(self, model: Categorizer, split: Split) -> Embeddings:
+        """Embeddings of a split's examples by a model that is trained; the last ones are kept."""
+        if self.embedded is None or self.embedded[:2] != (model, split):
+            rows = self.examples.rows(split)
+            embeddings = embed_examples(model.image_encoder, model.text_encoder, self.examples, rows)
+            self.embedded = model, split, embeddings
+        return self.embedded[2]
 
     def config(self, model: Categorizer) -> CategorizerConfig:
         """Architecture of the bundle."""
@@ -288,13 +342,7 @@ def make_encoders(store: Store, settings: CategorizeSettings) -> tuple[Tokenizer
     max_length = fit_max_length(tokenizer, titles)
     set_length(tokenizer, max_length)
 
-    image_encoder: ImageEncoder
-    if settings.image_checkpoint is not None:
-        image_encoder = image_encoder_from_checkpoint(
-            settings.image_checkpoint, settings.embed_dim, (settings.image_height, settings.image_width)
-        )
-    else:
-        image_encoder = small_image_encoder(settings.image_height, settings.image_width, settings.embed_dim)
+    image_encoder = make_image_encoder(settings)
     width = image_encoder.config.projection_dim
     if settings.text_checkpoint is not None:
         text_encoder = text_encoder_from_checkpoint(settings.text_checkpoint, width, max_length)
@@ -306,6 +354,23 @@ def make_encoders(store: Store, settings: CategorizeSettings) -> tuple[Tokenizer
             f"{text_encoder.config.projection_dim}; take both from one model, or set embed_dim to match"
         )
     return tokenizer, TwoTowers(image_encoder, text_encoder)
+
+
+def make_image_encoder(settings: CategorizeSettings) -> ImageEncoder:
+    """The image encoder at the beginning of training: of a checkpoint folder, from ImageNet, or from scratch."""
+    size, width = settings.image_size, settings.embed_dim
+    if settings.image_checkpoint is not None:
+        return image_encoder_from_checkpoint(settings.image_checkpoint, width, size)
+    pretrained = imagenet_image_encoder(*size, width) if settings.from_imagenet else None
+    return pretrained or small_image_encoder(*size, width)
+
+
+def ways_of(examples: Examples) -> list[str]:
+    """The ways to ask that training examples have what is needed for."""
+    rows = examples.rows("train")
+    image_present = torch.from_numpy(examples.image_present[rows])[:, None]
+    text_present = torch.from_numpy(examples.text_present[examples.product[rows]])[:, None]
+    return [way for way in WAYS if can_be_asked(way, image_present, text_present).any()]
 
 
 def soft_labels(table: NeighbourTable, scheme: LabelScheme) -> NeighbourTable:

@@ -4,21 +4,21 @@ contrastive   both encoders on (image, title) pairs, CLIP's objective over the p
 head          on cached embeddings (the published recipe): an epoch takes seconds, whatever the encoders cost
 finetune      encoders and head together
 
-The last two drop a modality at random, so that a product without an image or a title is nothing new to the head.
+The last two ask about every row in all three ways, with image and title, with the image alone and with the title alone,
+and average three losses: the embeddings are there, and a product that lacks one is nothing new to the head.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.categorizer import Categorizer
-from models.category_head import CategoryHead
+from models.category_head import WAYS, CategoryHead
 from models.encoders import ImageEncoder
 from models.two_towers import TwoTowers
 
@@ -27,27 +27,17 @@ from .embeddings import CachedEmbeddings, Embeddings, embed_examples
 from .examples import AugmentedPairs, Examples
 from .feature_codes import FeatureCodes
 from .labels import LabelScheme, NeighbourTable
-from .losses import LabelLoss, code_loss
+from .losses import IGNORE_INDEX, LabelLoss, code_loss
 from .metrics import CategoryMetrics, CategoryReport
-from .train import Batch, Losses, Model, Task
+from .train import Batch, Losses, Model, Task, WeightedSum
 
-MODALITIES = ("image + title", "image", "title")
 TOKEN_DROPOUT = 0.1
 
 
-@dataclass(frozen=True)
-class ModalityDropout:
-    """Shares of the training rows that lose a modality. Titles say more than images: they are dropped more often."""
-
-    title: float = 0.35
-    image: float = 0.15
-
-    def apply(self, image_present: Tensor, text_present: Tensor) -> tuple[Tensor, Tensor]:
-        """Marks modalities absent at random, [B, 1] bool each; a row never loses the only one it has."""
-        draw = torch.rand(image_present.shape, device=image_present.device)
-        drop_title = (draw < self.title) & image_present
-        drop_image = (draw >= 1 - self.image) & text_present
-        return image_present & ~drop_image, text_present & ~drop_title
+def can_be_asked(way: str, image_present: Tensor, text_present: Tensor) -> Tensor:
+    """Which rows have what a way to ask needs, [B] bool; what is present, [B, 1] bool each."""
+    use_image, use_title = WAYS[way]
+    return ((image_present | (not use_image)) & (text_present | (not use_title)))[:, 0]
 
 
 class CategoryObjective:
@@ -80,14 +70,14 @@ class CategoryObjective:
         self.label_loss.set_targets(self.scheme.targets(self.table, epoch))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a head's logits, [B, C] or [B, F], against labels [B]."""
+        """The mean loss of a head's logits, [B, C] or [B, F], against labels [B]; `IGNORE_INDEX` counts nothing."""
         if self.codes is not None:
             return code_loss(logits, labels, self.codes.codes.to(logits.device))
         return self.label_loss.to(logits.device)(logits, labels)
 
 
 class CategoryEvaluator:
-    """Measures a head on embeddings of held-out examples: with both modalities, with the image alone, the title alone.
+    """Measures a head on embeddings of held-out examples, in each of the ways to ask.
 
     Args:
         new_metrics: makes an empty `CategoryMetrics` for the classes at hand.
@@ -96,43 +86,53 @@ class CategoryEvaluator:
     def __init__(self, new_metrics: Callable[[], CategoryMetrics]) -> None:
         self.new_metrics = new_metrics
 
-    @torch.no_grad()
     def reports(
         self, head: CategoryHead, embeddings: Embeddings, among: np.ndarray | None = None
     ) -> dict[str, CategoryReport]:
-        """A report per modality; rows that lack the modality asked for, or are not `among` [M] bool, are left out."""
+        """A report of each way to ask; rows that are not `among` [M] bool are left out."""
         reports = {}
-        for modality in MODALITIES:
-            use_image, use_title = "image" in modality, "title" in modality
-            rows = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.labels.device)
-            if among is not None:
-                rows &= torch.from_numpy(among).to(rows.device)
-            if use_image:
-                rows &= embeddings.image_present[:, 0]
-            if use_title:
-                rows &= embeddings.text_present[:, 0]
-            if not rows.any():
-                continue
+        for way, logits, labels in logits_by_way(head, embeddings, among):
             metrics = self.new_metrics()
-            for batch in rows.nonzero()[:, 0].split(4096):
-                shape = (len(batch), 1)
-                logits = head(
-                    embeddings.image_embeds[batch],
-                    embeddings.text_embeds[batch],
-                    torch.full(shape, use_image, device=batch.device),
-                    torch.full(shape, use_title, device=batch.device),
-                )
-                metrics.update(head.class_logits(logits).float().cpu(), embeddings.labels[batch].cpu())
-            reports[modality] = metrics.report()
+            metrics.update(head.class_logits(logits).float().cpu(), labels.cpu())
+            reports[way] = metrics.report()
         return reports
 
     def accuracies(self, head: CategoryHead, embeddings: Embeddings) -> dict[str, float]:
-        """Top-1 and top-5 of every modality by name, for progress lines and TensorBoard."""
+        """Top-1 and top-5 of every way to ask by name, for progress lines and TensorBoard."""
         return {
-            f"{modality}/{name}": getattr(report, name)
-            for modality, report in self.reports(head, embeddings).items()
+            f"{way}/{name}": getattr(report, name)
+            for way, report in self.reports(head, embeddings).items()
             for name in ("top_1", "top_5")
         }
+
+
+@torch.no_grad()
+def logits_by_way(
+    head: CategoryHead, embeddings: Embeddings, among: np.ndarray | None = None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each way to ask with the head's logits [R, …] and the labels [R] of the rows that have what it needs.
+
+    Args:
+        head: in evaluation mode.
+        embeddings: M examples.
+        among: [M] bool, which of them; all when None. A way that none of them can be asked in is left out.
+    """
+    for way, (use_image, use_title) in WAYS.items():
+        rows = can_be_asked(way, embeddings.image_present, embeddings.text_present)
+        if among is not None:
+            rows &= torch.from_numpy(among).to(rows.device)
+        if not rows.any():
+            continue
+        parts = [
+            head(
+                embeddings.image_embeds[batch],
+                embeddings.text_embeds[batch],
+                torch.full((len(batch), 1), use_image, device=batch.device),
+                torch.full((len(batch), 1), use_title, device=batch.device),
+            )
+            for batch in rows.nonzero()[:, 0].split(4096)
+        ]
+        yield way, torch.cat(parts), embeddings.labels[rows]
 
 
 class ContrastiveTask(TowersTask[ImageEncoder]):
@@ -170,35 +170,48 @@ def recall_of_pairs(image_embeds: Tensor, text_embeds: Tensor, at: tuple[int, ..
 
 
 class CategoryTask(Task[Model]):
-    """What training the head and training the whole network have in common: the objective on logits.
+    """What training the head and training the whole network have in common: every row asked about in several ways.
 
-    `inputs` names what of a batch the model takes before the two marks of presence.
+    Args:
+        objective: of logits and labels.
+        evaluator: measures on the validation split.
+        ways: the `WAYS` to ask in; the loss is the mean over them.
     """
 
-    inputs: tuple[str, ...]
-
-    def __init__(self, objective: CategoryObjective, evaluator: CategoryEvaluator, dropout: ModalityDropout) -> None:
+    def __init__(self, objective: CategoryObjective, evaluator: CategoryEvaluator, ways: Sequence[str]) -> None:
         super().__init__()
+        self.combiner = WeightedSum({way: 1 / len(ways) for way in ways})
         self.objective = objective
         self.evaluator = evaluator
-        self.dropout = dropout
+        self.ways = tuple(ways)
 
     def start_epoch(self, epoch: int) -> None:
         """Sets the targets of the epoch."""
         self.objective.start_epoch(epoch)
 
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """Logits of a batch that lost modalities at random."""
-        present = self.dropout.apply(batch["image_present"], batch["text_present"])
-        return {"logits": model(*(batch[name] for name in self.inputs), *present)}
+        """Logits [B, …] of each way to ask."""
+        given = [WAYS[way] for way in self.ways]
+        image_present = torch.cat([batch["image_present"] & use_image for use_image, _ in given])
+        text_present = torch.cat([batch["text_present"] & use_title for _, use_title in given])
+        logits = model(*self.inputs(batch), image_present, text_present)
+        return dict(zip(self.ways, logits.chunk(len(self.ways)), strict=True))
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """The objective."""
-        return {"objective": self.objective(outputs["logits"], batch["labels"])}
+        """The objective of each way to ask, over the rows that have what it needs."""
+        losses = {}
+        for way, logits in outputs.items():
+            possible = can_be_asked(way, batch["image_present"], batch["text_present"])
+            losses[way] = self.objective(logits, batch["labels"].where(possible, IGNORE_INDEX))
+        return losses
 
     def evaluate(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy of every modality on the validation split."""
+        """Top-1 and top-5 accuracy of every way to ask on the validation split."""
         return self.evaluator.accuracies(*self.held_out())
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What of a batch the model takes before the two marks of presence."""
 
     @abstractmethod
     def held_out(self) -> tuple[CategoryHead, Embeddings]:
@@ -209,7 +222,6 @@ class HeadTask(CategoryTask[CategoryHead]):
     """Trains the head alone, on embeddings of frozen encoders."""
 
     name = "head"
-    inputs = ("image_embeds", "text_embeds")
 
     def __init__(
         self,
@@ -218,12 +230,16 @@ class HeadTask(CategoryTask[CategoryHead]):
         validation: Embeddings,
         objective: CategoryObjective,
         evaluator: CategoryEvaluator,
-        dropout: ModalityDropout,
+        ways: Sequence[str] = tuple(WAYS),
     ) -> None:
-        super().__init__(objective, evaluator, dropout)
+        super().__init__(objective, evaluator, ways)
         self.model = head
         self.dataset = CachedEmbeddings(train)
         self.validation = validation
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Both embeddings, once for each way to ask."""
+        return tuple(batch[name].repeat(len(self.ways), 1) for name in ("image_embeds", "text_embeds"))
 
     def held_out(self) -> tuple[CategoryHead, Embeddings]:
         """The head and the embeddings that it was given."""
@@ -234,7 +250,6 @@ class FineTuneTask(CategoryTask[Categorizer]):
     """Trains encoders and head together."""
 
     name = "finetune"
-    inputs = ("pixel_values", "input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -242,12 +257,16 @@ class FineTuneTask(CategoryTask[Categorizer]):
         examples: Examples,
         objective: CategoryObjective,
         evaluator: CategoryEvaluator,
-        dropout: ModalityDropout,
+        ways: Sequence[str] = tuple(WAYS),
     ) -> None:
-        super().__init__(objective, evaluator, dropout)
+        super().__init__(objective, evaluator, ways)
         self.model = model
         self.examples = examples
         self.dataset = AugmentedPairs(examples, examples.rows("train"), token_dropout=TOKEN_DROPOUT)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Pixels and tokens, once: the categorizer asks in all ways by itself."""
+        return batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
 
     def held_out(self) -> tuple[CategoryHead, Embeddings]:
         """The head, and what the encoders make of the validation split now."""

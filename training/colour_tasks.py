@@ -2,8 +2,8 @@
 
 contrastive   a photo and its written colour against all of the batch; photos of the same colour are all positives
               (Khosla et al., 2020; across two towers as in UniCL, Yang et al., 2022)
-joint         cross-entropy of every photo over the labels of its product, plus the contrastive loss on the same batch:
-              a product alone shows a photo only the few colours it comes in
+joint         cross-entropy of every photo over the labels of its product and of its label over the photos, plus the
+              contrastive loss on the same batch: a product alone shows a photo only the few colours it comes in
 frozen        the matcher and its norms on embeddings of fixed towers: an epoch takes seconds, and every photo is
               seen beside many more others
 """
@@ -64,6 +64,7 @@ class ColourJointTask(Task[ColourMatcher]):
         products: batches of products with pixels.
         evaluator: measures the model on the validation split.
         contrastive_weight: of the contrastive term.
+        label_share: see `matching_loss`.
     """
 
     name = "joint"
@@ -75,8 +76,10 @@ class ColourJointTask(Task[ColourMatcher]):
         products: ColourProducts,
         evaluator: ColourEvaluator,
         contrastive_weight: float,
+        label_share: float,
     ) -> None:
         super().__init__()
+        self.label_share = label_share
         self.combiner = WeightedSum({"contrast": contrastive_weight})
         self.model = model
         self.scale = scale
@@ -89,9 +92,9 @@ class ColourJointTask(Task[ColourMatcher]):
         return dict(zip(("logits", "image_embeds", "label_embeds"), outputs, strict=True))
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """Cross-entropy over each product's labels, and the contrastive loss over the batch."""
+        """Cross-entropy within each product, and the contrastive loss over the batch."""
         return {
-            "matching": matching_loss(outputs["logits"], batch["answers"], batch["cu_images"], batch["cu_labels"]),
+            "matching": batch_loss(outputs["logits"], batch, self.label_share),
             "contrast": contrastive_loss(
                 outputs["image_embeds"], outputs["label_embeds"], self.scale, batch["positives"]
             ),
@@ -125,8 +128,11 @@ class ColourFrozenTask(Task[ColourHead]):
 
     name = "frozen"
 
-    def __init__(self, matcher: ColourMatcher, products: FrozenProducts, evaluator: ColourEvaluator) -> None:
+    def __init__(
+        self, matcher: ColourMatcher, products: FrozenProducts, evaluator: ColourEvaluator, label_share: float
+    ) -> None:
         super().__init__()
+        self.label_share = label_share
         self.model = matcher.head
         self.dataset = products
         self.evaluator = evaluator
@@ -140,8 +146,8 @@ class ColourFrozenTask(Task[ColourHead]):
         return {"logits": model(batch["image_embeds"], label_embeds, batch["cu_images"], batch["cu_labels"])}
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """Cross-entropy over each product's labels."""
-        return {"matching": matching_loss(outputs["logits"], batch["answers"], batch["cu_images"], batch["cu_labels"])}
+        """Cross-entropy within each product."""
+        return {"matching": batch_loss(outputs["logits"], batch, self.label_share)}
 
     def evaluate(self) -> dict[str, float]:
         """The report on the validation products."""
@@ -158,18 +164,33 @@ class ColourFrozenTask(Task[ColourHead]):
         return torch.stack([self.label_embeds[text] for text in texts])
 
 
-def matching_loss(logits: Tensor, answers: Tensor, cu_images: Tensor, cu_labels: Tensor) -> Tensor:
-    """Mean cross-entropy of N photos, each over the labels of its own product.
+def batch_loss(logits: Tensor, batch: Batch, label_share: float) -> Tensor:
+    """`matching_loss` of a batch of products."""
+    return matching_loss(logits, batch["answers"], batch["cu_images"], batch["cu_labels"], label_share)
+
+
+def matching_loss(logits: Tensor, answers: Tensor, cu_images: Tensor, cu_labels: Tensor, label_share: float) -> Tensor:
+    """Cross-entropy of N photos, each over the labels of its product, and of each one's label over the photos.
 
     Args:
         logits: [Σ n·m], packed as in `models.matcher.Matcher`.
         answers: [N] int64, index into the labels of the photo's product.
         cu_images, cu_labels: [P + 1] cumulative numbers of photos and of labels.
+        label_share: of the second in the sum. Labels that no photo shows are asked for none.
     """
     products = split_logits(logits, cu_images, cu_labels)
+    shown = answers.split((cu_images[1:] - cu_images[:-1]).tolist())
+    places = torch.cat([torch.arange(len(own), device=own.device) for own in shown])
+    by_label = [product[:, own].T for product, own in zip(products, shown, strict=True)]
+    of_photos, of_labels = _cross_entropy(products, answers), _cross_entropy(by_label, places)
+    return (1 - label_share) * of_photos + label_share * of_labels
+
+
+def _cross_entropy(products: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Mean over the rows of all products, which differ in width."""
     widest = max(product.shape[1] for product in products)
     rows = [F.pad(product, (0, widest - product.shape[1]), value=-torch.inf) for product in products]
-    return F.cross_entropy(torch.cat(rows).float(), answers)
+    return F.cross_entropy(torch.cat(rows).float(), targets)
 
 
 class ColourEvaluator:

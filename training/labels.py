@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from catalogue.atomic import atomic_file
 from catalogue.product import PATH_SEPARATOR, normal_label
@@ -167,6 +167,30 @@ class LabelScheme:
             raise ValueError(f"label representation {self.representation!r} is none of {get_args(Representation)}")
         semantic = neighbour_semantic(table, self.route, alpha=self.alpha, temperature=self.temperature)
         return harden(semantic, self.epsilon, epoch) if self.representation == "curriculum" else semantic
+
+
+class NeighbourDivergence(nn.Module):
+    """How odd an answer is: KL(soft label of a class ‖ prediction), small when the doubt is among near labels.
+
+    Args:
+        soft_labels: the table whose weights are the soft label of every class.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    negative_entropy: Tensor
+
+    def __init__(self, soft_labels: NeighbourTable) -> None:
+        super().__init__()
+        weights = soft_labels.weights
+        self.register_buffer("ids", soft_labels.ids.long())
+        self.register_buffer("weights", weights)
+        self.register_buffer("negative_entropy", torch.xlogy(weights, weights).sum(1, keepdim=True))
+
+    def forward(self, log_probability: Tensor, classes: Tensor) -> Tensor:
+        """[B, C] log-probabilities and the class [B] whose soft label they are compared with -> [B, 1]."""
+        near = log_probability.gather(1, self.ids[classes])
+        return self.negative_entropy[classes] - (self.weights[classes] * near).sum(1, keepdim=True)
 
 
 def one_hot(table: NeighbourTable) -> NeighbourTable:

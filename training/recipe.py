@@ -85,6 +85,9 @@ class Recipe(ABC, Generic[RecipeSettings, Config, Model]):
     def stages(self) -> Iterator[Stage]:
         """The trainings, each yielded when it is to begin; code behind a yield sees its result."""
 
+    def calibrate(self, model: Model) -> None:
+        """Fits on the validation split what a candidate in evaluation mode is served with beside its weights."""
+
     @abstractmethod
     def score(self, model: Model) -> float:
         """How good a candidate in evaluation mode is on the validation split; more is better, NaN is unknown."""
@@ -143,7 +146,7 @@ def train(
     """
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():
-        store = open_store(feed, stores or folder.parent / STORE_FOLDER, settings.image_height, settings.image_width)
+        store = open_store(feed, stores or folder.parent / STORE_FOLDER, *settings.image_size)
     if not recipe_type.own_splits:
         store.keep_validation()
     recipe = recipe_type(store, settings, accelerator)
@@ -152,6 +155,7 @@ def train(
     for name, model in candidates.items():
         model.to(accelerator.device).eval()
         with torch.no_grad():
+            recipe.calibrate(model)
             scores[name] = recipe.score(model)
     served = choose(scores)
     with torch.no_grad():

@@ -217,7 +217,7 @@ def make_towers(texts: Sequence[str], settings: RetrievalSettings) -> tuple[Toke
     Raises:
         FileNotFoundError, ValueError: a checkpoint folder cannot be used.
     """
-    size = settings.image_height, settings.image_width
+    size = settings.image_size
     image_encoder = None
     if settings.image_checkpoint is not None:
         image_encoder = image_encoder_from_checkpoint(settings.image_checkpoint, settings.embed_dim, size)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+IMAGE_SIZE = (80, 64)
+
 
 class TrainConfig(BaseModel):
     """Settings of one training."""
@@ -47,9 +49,20 @@ class Settings(BaseModel):
     aliases: ClassVar[Mapping[str, str]] = {}
 
     seed: NonNegativeInt = Field(0, description="of everything random")
-    image_height: PositiveInt = Field(80, description="pixels that images are brought to")
-    image_width: PositiveInt = Field(64, description="pixels that images are brought to")
+    image_height: PositiveInt | None = Field(None, description="pixels that images are brought to; else what suits")
+    image_width: PositiveInt | None = Field(None, description="pixels that images are brought to; else what suits")
     start_from: Path | None = Field(None, description="bundle whose weights to start from, where names and shapes fit")
+
+    @property
+    def suitable_size(self) -> tuple[int, int]:
+        """Height and width of images where none is set."""
+        return IMAGE_SIZE
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that images are brought to."""
+        height, width = self.suitable_size
+        return self.image_height or height, self.image_width or width
 
     def overridden(self, given: Mapping[str, Any]) -> Self:
         """These settings with others in their place.

@@ -1,7 +1,8 @@
 """The categorizer shown: top-5 of a handful of held-out products, accuracy over the test split, single requests.
 
 Accuracy is asked for in three ways (both inputs, the image alone, the title alone), over all test products and over
-those whose title and photo no training product has; the contact sheet shows products with their first answers.
+those whose title and photo no training product has, with what of it could be filed without a person; the contact sheet
+shows products with their first answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from catalogue.feed import Feed
 from catalogue.images import is_readable
 from catalogue.product import Product, join_path
 from catalogue.store import unseen_products
-from client import Categorization, Item, ShelfwiseClient, ShelfwiseError
+from client import Categorization, Item, Judgement, ShelfwiseClient, ShelfwiseError
 
 SHOWN = 12
 BATCH = 16
@@ -29,11 +30,16 @@ MODALITIES = {"image + title": (True, True), "image": (True, False), "title": (F
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of held-out products whose category came first, and was among the first five."""
+    """Shares of held-out products whose category came first, and was among the first five.
+
+    `sure`: the share whose answer the server calls sure, `sure_right`: the share of those that are right, None of none.
+    """
 
     products: int
     top_1: float
     top_5: float
+    sure: float
+    sure_right: float | None
     products_per_second: float
 
 
@@ -55,8 +61,10 @@ def demonstrate(client: ShelfwiseClient, feed: Feed, output: Path) -> list[dict[
             if not asked:
                 continue
             accuracy = measure_accuracy(client, asked, modality)
+            right = "" if accuracy.sure_right is None else f" ({accuracy.sure_right:.2%} right)"
             print(
                 f"  {modality + among:22} top-1 {accuracy.top_1:.4f}  top-5 {accuracy.top_5:.4f}"
+                f"  sure {accuracy.sure:.1%}{right}"
                 f"  ({accuracy.products} products, {accuracy.products_per_second:.0f}/s)",
                 flush=True,
             )
@@ -100,20 +108,23 @@ def measure_accuracy(client: ShelfwiseClient, products: Sequence[Product], modal
     items = (
         Item(first_image(product) if use_image else None, product.title if use_title else None) for product in products
     )
-    first = within_five = 0
+    first = within_five = sure = sure_right = 0
     start = time.perf_counter()
-    for product, answer in zip(products, categorized(client, items), strict=True):
+    for product, answer in zip(products, judged(client, items), strict=True):
         paths = [category.path for category in answer.categories]
         first += paths[0] == product.category
         within_five += product.category in paths
+        sure += answer.sure
+        sure_right += answer.sure and paths[0] == product.category
     seconds = time.perf_counter() - start
     count = len(products)
-    return Accuracy(count, first / count, within_five / count, count / seconds)
+    right = sure_right / sure if sure else None
+    return Accuracy(count, first / count, within_five / count, sure / count, right, count / seconds)
 
 
-def categorized(client: ShelfwiseClient, items: Iterator[Item]) -> Iterator[Categorization]:
+def judged(client: ShelfwiseClient, items: Iterator[Item]) -> Iterator[Judgement]:
     """The answers to a stream of items; an item that failed ends the measurement."""
-    for answer in client.categorize_many(items, k=5, batch_size=BATCH):
+    for answer in client.judge_many(items, k=5, batch_size=BATCH):
         if isinstance(answer, ShelfwiseError):
             raise answer
         yield answer

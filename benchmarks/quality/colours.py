@@ -196,7 +196,7 @@ class Parts:
         matcher = ColourMatcher(self.recipe.towers.image_encoder, self.recipe.towers.text_encoder, ColourHead(config))
         products = self._products(clean)
         embedded = FrozenProducts(products, self._training.views, self._training.place)
-        task = ColourFrozenTask(matcher, embedded, self.recipe.validation)
+        task = ColourFrozenTask(matcher, embedded, self.recipe.validation, self.recipe.settings.label_share)
         with tempfile.TemporaryDirectory() as temporary:  # no checkpoint: the next part has the same name
             fit(task, HEAD, Path(temporary), self.recipe.accelerator, seed=seed)
         for kind, evaluator in evaluators_of(self.recipe, clean).items():
@@ -214,7 +214,7 @@ class Parts:
 def trained_towers(feed: Feed, settings: ColourSettings, folder: Path, accelerator: Accelerator) -> ColourRecipe:
     """The recipe on a feed, its towers trained by contrast."""
     recipe = ColourRecipe(
-        open_store(feed, folder.parent / STORE_FOLDER, settings.image_height, settings.image_width),
+        open_store(feed, folder.parent / STORE_FOLDER, *settings.image_size),
         settings,
         accelerator,
     )
@@ -254,7 +254,7 @@ class ColourClassifierTask(Task[ColourClassifier]):
         self.colours = recipe.examples.colours()
         settings = recipe.settings
         torch.manual_seed(settings.seed)
-        tower = small_colour_tower(settings.image_height, settings.image_width, settings.matcher.embed_dim)
+        tower = small_colour_tower(*settings.image_size, settings.matcher.embed_dim)
         self.model = ColourClassifier(tower, len(self.colours))
         self.dataset = ColourPairs(recipe.examples, recipe.tokenizer, settings.noise, clean_labels)
 

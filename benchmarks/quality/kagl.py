@@ -88,9 +88,7 @@ def measure(variant: Variant) -> list[Row]:
     """Trains a variant and asks each of its candidates."""
     path = DATA / REAL_FEED
     settings = variant.settings
-    store = open_store(
-        open_feed(path, detect_preset(path)), RUNS / STORE_FOLDER, settings.image_height, settings.image_width
-    )
+    store = open_store(open_feed(path, detect_preset(path)), RUNS / STORE_FOLDER, *settings.image_size)
     relevant = json.loads((DATA / QUERIES).read_text(encoding="utf-8"))
     hold_out(store, relevant)
     recipe = RetrievalRecipe(store, settings, make_accelerator())

@@ -114,7 +114,7 @@ class Bench:
         self.settings = RetrievalSettings()
         feed = open_feed(path, detect_preset(path))
         self.accelerator = make_accelerator()
-        store = open_store(feed, RUNS / STORE_FOLDER, self.settings.image_height, self.settings.image_width)
+        store = open_store(feed, RUNS / STORE_FOLDER, *self.settings.image_size)
         generator = np.random.default_rng(0)
         store.entities[NOISE_GROUP] = [f"value {number}" for number in generator.integers(0, 20, len(store))]
         self.recipe = RetrievalRecipe(store, self.settings, self.accelerator)

@@ -42,7 +42,6 @@ from training.category_tasks import (
     CategoryObjective,
     ContrastiveTask,
     FineTuneTask,
-    ModalityDropout,
 )
 from training.colour_examples import ColourPairs, ColourProducts, make_colour_examples
 from training.colour_tasks import ColourContrastiveTask, ColourEvaluator, ColourFrozenTask, ColourJointTask
@@ -120,7 +119,6 @@ def category_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
                 examples,
                 CategoryObjective(table, LabelScheme(), gamma=GAMMA, kl_weight=0.0),
                 CategoryEvaluator(lambda: CategoryMetrics(table.ids[:, 1:], tree)),
-                ModalityDropout(),
             ),
             64,
         ),
@@ -135,7 +133,7 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     generate_colour_sample(folder / "colours.parquet", products)
     feed = open_feed(folder / "colours.parquet")
     start = time.perf_counter()
-    store = open_store(feed, folder / "store", settings.image_height, settings.image_width)
+    store = open_store(feed, folder / "store", *settings.image_size)
     described = {"measured": "stage", "system": "match-colours"}
     prepared = len(store.readable) / (time.perf_counter() - start)
     yield described | {"stage": "preparing the feed", "examples": "photos", "examples_per_second": prepared}
@@ -148,12 +146,18 @@ def colour_stages(folder: Path, products: int, steps: int) -> Iterator[Row]:
     matcher = ColourMatcher(towers.image_encoder, towers.text_encoder, ColourHead(settings.matcher))
     pairs = ColourPairs(examples, tokenizer, settings.noise, clean_labels)
     grouped = ColourProducts(examples, tokenizer, settings.noise, clean_labels, settings.mix)
-    joint = ColourJointTask(matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight)
+    joint = ColourJointTask(
+        matcher, towers.scale.detach(), grouped, evaluator, settings.contrastive_weight, settings.label_share
+    )
     embedded = frozen_products(matcher.image_encoder, grouped, views=1)
     tasks: dict[str, tuple[Task[Any], int, str]] = {
         "contrastive": (ColourContrastiveTask(towers, pairs, evaluator), settings.contrastive.batch_size, "photos"),
         "joint": (joint, settings.joint.batch_size, "products"),
-        "frozen": (ColourFrozenTask(matcher, embedded, evaluator), settings.frozen.batch_size, "products"),
+        "frozen": (
+            ColourFrozenTask(matcher, embedded, evaluator, settings.label_share),
+            settings.frozen.batch_size,
+            "products",
+        ),
     }
     for stage, (task, batch, unit) in tasks.items():
         yield described | {"stage": stage, "examples": unit, "batch": batch, **run_steps(task, batch, steps)}

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
+import ask
 from client import (
     MAX_IMAGE_BYTES,
     Categorization,
@@ -22,7 +24,9 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
+from models.category_head import way_number
 from serving.server import TritonServer
+from training.categorize import CATEGORIZER
 
 TITLE = "Acme men blue running shoes"
 
@@ -70,6 +74,24 @@ def infer(raw: triton.InferenceServerClient, image: bytes, title: bytes) -> trit
         inputs.append(triton.InferInput(name, [1, 1], "BYTES"))
         inputs[-1].set_data_from_numpy(np.array([[element]], np.object_))
     return raw.infer("categorize", inputs)
+
+
+@pytest.mark.parametrize("way", ["image + title", "image", "title"])
+def test_an_answer_is_sure_from_the_probability_on_that_the_bundle_asks_in_this_way(
+    way: str, served: ShelfwiseClient, categorize_bundle: Path
+) -> None:
+    head = CATEGORIZER.load(categorize_bundle).model.head
+    asked = {"image": drawing(), "title": TITLE}
+    answer = served.judge(**{name: value for name, value in asked.items() if name in way})
+    assert answer.sure == (answer.categories[0].probability >= float(head.sure_from[way_number(way)]))
+    assert_equal_answers(answer, served.categorize(**{name: value for name, value in asked.items() if name in way}))
+    assert [found.sure for found in served.judge_many([(None, TITLE)])] == [served.judge(title=TITLE).sure]
+
+
+def test_the_command_says_sure_or_look(served: ShelfwiseClient, categorize_server: TritonServer) -> None:
+    result = CliRunner().invoke(ask.app, ["categorize", "--title", TITLE, "--url", categorize_server.url])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == ("sure" if served.judge(title=TITLE).sure else "look")
 
 
 def test_categories_are_ranked_distinct_paths(served: ShelfwiseClient) -> None:

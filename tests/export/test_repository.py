@@ -47,7 +47,7 @@ def test_a_release_holds_what_its_models_read(categorize_bundle: Path, categoriz
     assert (about["target"], about["precision"], about["bundle"]) == ("cpu", "fp32", str(categorize_bundle))
     report = json.loads((categorize_repository / "categorizer" / "1" / "report.json").read_text())
     compared = {output["output"] for output in report["graphs"]["category_head"]["parity"]}
-    assert compared == {"category_id", "probability", "neighbour_kl", "class_probability"}
+    assert compared == {"category_id", "probability", "neighbour_kl", "class_probability", "sure_from"}
 
 
 def test_neighbour_kl_is_the_divergence_from_the_soft_label(

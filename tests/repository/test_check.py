@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no version": (
         lambda repository: shutil.rmtree(repository / "prepare_product" / "1"),
-        "prepare_product has no version",
+        "categorize: wants version 1 of its step prepare_product, which is not there",
     ),
     "no step": (lambda repository: shutil.rmtree(repository / "prepare_product"), "step prepare_product is no model"),
     "other version": (

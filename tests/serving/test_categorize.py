@@ -148,6 +148,7 @@ def test_answer_is_ranked_and_named(client: InferenceServerClient, categorize_re
         ["probability"],
         ["neighbour_kl"],
         ["class_probability"],
+        ["sure_from"],
         ["category", "neighbour_kl"],
     ],
 )
@@ -162,7 +163,7 @@ def test_any_choice_of_outputs_is_answered_alike(names: list[str], client: Infer
         np.testing.assert_array_equal(chosen.as_numpy(name), whole.as_numpy(name))
 
 
-@pytest.mark.parametrize("name", ["category", "category_id", "probability", "neighbour_kl"])
+@pytest.mark.parametrize("name", ["category", "category_id", "probability", "neighbour_kl", "sure_from"])
 def test_no_choice_of_outputs_goes_round_the_refusal_of_empty_rows(name: str, client: InferenceServerClient) -> None:
     inputs = [bytes_input("image", [b""]), bytes_input("title", [b""])]
     with pytest.raises(InferenceServerException, match="image and title are both empty"):

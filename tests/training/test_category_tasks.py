@@ -1,4 +1,4 @@
-"""The categorizer's objective, its modalities and its figures, each against a reference written here."""
+"""The categorizer's objective, its ways to ask and its figures, each against a reference written here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.category_head import CategoryHead, CategoryHeadConfig
-from training.category_tasks import CategoryEvaluator, CategoryObjective, HeadTask, ModalityDropout, recall_of_pairs
+from models.categorizer import Categorizer
+from models.category_head import WAYS, CategoryHead, CategoryHeadConfig
+from models.encoders import small_image_encoder, small_text_encoder
+from training.category_tasks import (
+    CategoryEvaluator,
+    CategoryObjective,
+    CategoryTask,
+    FineTuneTask,
+    HeadTask,
+    recall_of_pairs,
+)
 from training.embeddings import Embeddings
 from training.labels import LabelScheme, neighbours_of_similarities
 from training.metrics import CategoryMetrics, taxonomy_table
@@ -24,21 +33,6 @@ def table():
     similarities = vectors @ vectors.T
     similarities.fill_diagonal_(1.0)
     return neighbours_of_similarities(similarities, k=3)
-
-
-def test_dropout_takes_titles_and_images_at_their_rates_and_never_the_only_one() -> None:
-    torch.manual_seed(0)
-    both = torch.ones(20000, 1, dtype=torch.bool)
-    image, title = ModalityDropout(title=0.35, image=0.15).apply(both, both)
-    assert float((~title).float().mean()) == pytest.approx(0.35, abs=0.02)
-    assert float((~image).float().mean()) == pytest.approx(0.15, abs=0.02)
-    assert (image | title).all()
-    nothing = torch.zeros_like(both)
-    image, title = ModalityDropout().apply(both, nothing)
-    assert image.all()
-    assert not title.any()
-    image, title = ModalityDropout().apply(nothing, both)
-    assert title.all()
 
 
 def dense_objective(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, gamma: float, weight: float):
@@ -109,16 +103,63 @@ def test_reports_ask_in_three_ways_of_the_rows_that_can_answer() -> None:
     assert among.top_1 == pytest.approx(float((answers == given.labels)[:10].float().mean()))
 
 
-def test_the_heads_batch_loss_is_the_objective_on_its_logits() -> None:
+def ask(head: CategoryHead, given: Embeddings, way: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of the rows that have what a way needs, asked about by hand."""
+    image, title = given.image_present[:, 0], given.text_present[:, 0]
+    rows, marks = {
+        "image + title": (image & title, (True, True)),
+        "image": (image, (True, False)),
+        "title": (title, (False, True)),
+    }[way]
+    present = [torch.full((int(rows.sum()), 1), mark) for mark in marks]
+    return head(given.image_embeds[rows], given.text_embeds[rows], *present), given.labels[rows]
+
+
+@pytest.mark.parametrize("ways", [("image + title", "image", "title"), ("title",)])
+def test_the_loss_is_the_mean_over_the_ways_of_the_objective_on_the_rows_that_have_them(ways: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     head = CategoryHead(CategoryHeadConfig(embed_dim=8, num_classes=CLASSES, hidden_dim=16)).eval()
     given, neighbours = embeddings(24), table()
     objective = CategoryObjective(neighbours, LabelScheme("one_hot"), gamma=0.0, kl_weight=0.0)
     evaluator = CategoryEvaluator(lambda: CategoryMetrics(neighbours.ids[:, 1:], taxonomy_table(PATHS)))
-    task = HeadTask(head, given, given, objective, evaluator, ModalityDropout(title=0.0, image=0.0))
+    task = HeadTask(head, given, given, objective, evaluator, ways)
     batch = {name: getattr(given, name) for name in Embeddings.__dataclass_fields__}
     losses = task.losses(task.forward(head, batch), batch)
-    logits = head(given.image_embeds, given.text_embeds, given.image_present, given.text_present)
-    expected = F.cross_entropy(logits, given.labels)
-    torch.testing.assert_close(torch.stack([*losses.values()]).sum(), expected)
+    expected = {way: F.cross_entropy(*ask(head, given, way)) for way in ways}
+    torch.testing.assert_close(losses, expected)
+    weights = task.combiner(losses)
+    total = torch.stack([weights[way] * losses[way] for way in ways]).sum()
+    torch.testing.assert_close(total, torch.stack([*expected.values()]).mean())
     assert math.isfinite(sum(task.evaluate().values()))
+
+
+def test_the_whole_network_embeds_a_row_once_and_asks_about_it_in_three_ways() -> None:
+    torch.manual_seed(0)
+    encoders = small_image_encoder(48, 48, 8).eval(), small_text_encoder(20, 4, 8, hidden_size=16).eval()
+    model = Categorizer(*encoders, CategoryHead(CategoryHeadConfig(embed_dim=8, num_classes=CLASSES)).eval())
+    generator = torch.Generator().manual_seed(3)
+    batch = {
+        "pixel_values": torch.randint(0, 256, (6, 48, 48, 3), dtype=torch.uint8, generator=generator),
+        "input_ids": torch.randint(1, 20, (6, 4), generator=generator),
+        "attention_mask": torch.ones(6, 4, dtype=torch.int64),
+        "image_present": torch.tensor([[True], [True], [False], [True], [True], [True]]),
+        "text_present": torch.tensor([[True], [False], [True], [True], [True], [True]]),
+        "labels": torch.arange(6) % CLASSES,
+    }
+    calls = []
+    encoders[0].register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
+    objective = CategoryObjective(table(), LabelScheme("one_hot"), gamma=0.0, kl_weight=0.0)
+    task = CategoryTask.__new__(FineTuneTask)  # its data set plays no part
+    CategoryTask.__init__(task, objective, None, tuple(WAYS))
+    losses = task.losses(task.forward(model, batch), batch)
+    assert calls == [6]
+    embedded = Embeddings(
+        encoders[0](batch["pixel_values"]),
+        encoders[1](batch["input_ids"], batch["attention_mask"]),
+        batch["image_present"],
+        batch["text_present"],
+        batch["labels"],
+    )
+    for way in WAYS:
+        torch.testing.assert_close(losses[way], F.cross_entropy(*ask(model.head, embedded, way)))
+    assert len(ask(model.head, embedded, "image + title")[1]) == 4

@@ -56,15 +56,27 @@ def test_product_batch_packs_products_and_encodes_each_label_once() -> None:
     assert batch["positives"].int().tolist() == [[0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]
 
 
-def test_matching_loss_is_the_mean_of_each_photos_own_softmax() -> None:
+@pytest.mark.parametrize("label_share", [0.0, 0.5, 1.0])
+def test_matching_loss_is_the_mean_of_each_photos_softmax_over_labels_and_of_its_labels_over_photos(
+    label_share: float,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 3, generator=generator), torch.randn(2, 2, generator=generator)
     logits = torch.cat([first.flatten(), second.flatten()]).requires_grad_()
     lengths = torch.tensor([0, 2, 4]), torch.tensor([0, 3, 5])
-    loss = matching_loss(logits, torch.tensor([2, 0, 0, 1]), *lengths)
+    loss = matching_loss(logits, torch.tensor([2, 0, 0, 1]), *lengths, label_share)
     rows = [(first[0], 2), (first[1], 0), (second[0], 0), (second[1], 1)]
-    expected = -sum(math.log(float(row.double().softmax(0)[answer])) for row, answer in rows) / 4
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    columns = [
+        (first[:, 2], 0),
+        (first[:, 0], 1),
+        (second[:, 0], 0),
+        (second[:, 1], 1),
+    ]  # nobody shows label 1 of first
+    of_photos, of_labels = (
+        -sum(math.log(float(scores.double().softmax(0)[answer])) for scores, answer in side) / 4
+        for side in (rows, columns)
+    )
+    assert loss.item() == pytest.approx((1 - label_share) * of_photos + label_share * of_labels, rel=1e-5)
     loss.backward()
     assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
 

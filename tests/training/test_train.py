@@ -23,7 +23,7 @@ from training.train import learning_rate_factor
 
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = """{
-  "image_height": 64, "image_width": 48, "embed_dim": 32, "vocab_size": 600,
+  "image_tower": "scratch", "image_height": 64, "image_width": 48, "embed_dim": 32, "vocab_size": 600,
   "contrastive": {"epochs": 1, "batch_size": 32, "checkpoint_minutes": 0.001},
   "head": {"epochs": 1, "batch_size": 64},
   "finetune": {"epochs": 2, "batch_size": 16, "checkpoint_minutes": 0.001}

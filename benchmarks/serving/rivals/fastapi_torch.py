@@ -35,7 +35,7 @@ class TorchPipeline:
         present = torch.ones(len(images), 1, dtype=torch.bool)
         text_embeds = self.model.text_encoder(input_ids, attention_mask)
         image_embeds = self.model.image_encoder(pixel_values)
-        category_id, probability, neighbour_kl, _ = self.head(image_embeds, text_embeds, present, present)
+        category_id, probability, neighbour_kl, *_ = self.head(image_embeds, text_embeds, present, present)
         ids = category_id.numpy()
         return Answers(self.labels[ids], ids, probability.numpy(), neighbour_kl.numpy())
 

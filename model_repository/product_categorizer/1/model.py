@@ -2,7 +2,7 @@
 
 What `shelfwise export --form single` serves in the place of the two steps: a request then crosses one process instead
 of two. The export puts prepare_product's model next to this one, as prepare_product.py, with the files that it reads,
-and model.onnx. A row alone is computed by a session whose threads spin while it runs, which saves waking them; a batch
+and its network. A row alone is computed by a session whose threads spin while it runs, which saves waking them; a batch
 by one whose threads sleep, since under load somebody else can use the cores.
 """
 
@@ -19,14 +19,14 @@ class TritonPythonModel(prepare_product.TritonPythonModel):
     def initialize(self, args):
         """Read what prepare_product reads, and the network twice."""
         super().initialize(args)
-        model = Path(__file__).parent / "model.onnx"
+        model = Path(__file__).parent / "network.onnx"
         self.alone, self.together = session(model, spinning=True), session(model, spinning=False)
         self.names = [output.name for output in self.together.get_outputs()]
 
     def give_way(self):
         """To whom? What is prepared here is computed here."""
 
-    def answered(self, prepared):
+    def answered(self, prepared, asked):
         """The network's outputs on prepared rows."""
         network = self.alone if len(prepared["pixel_values"]) == 1 else self.together
         outputs = zip(self.names, network.run(self.names, prepared), strict=True)
