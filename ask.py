@@ -4,9 +4,10 @@
     shelfwise categorize --json < items.jsonl > answers.jsonl
     shelfwise search "diesel jacket" --filter brand=Diesel --filter base_colour=Black -k 20
 
-With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT} or
-{"images": [PATH, …], "labels": [TEXT, …]}, and every line of standard output its answer or {"error": …}, in order; an
-"id" comes back as it was. Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
+With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT},
+{"images": [PATH, …], "labels": [TEXT, …]} or {"title": TEXT, "image": PATH, "query": TEXT}, as the command says, and
+every line of standard output its answer or {"error": …}, in order; an "id" comes back as it was.
+Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
 3 the server could not be reached or did not answer in time.
 """
 
@@ -207,6 +208,34 @@ def search(
                     for p in answer.products
                 ],
             )
+        return 0
+
+    _run(ask, url, timeout, ca, header)
+
+
+@app.command()
+def match(
+    image: Annotated[Path | None, typer.Argument(help="Photo of the product.")] = None,
+    title: Annotated[str | None, typer.Argument(help="The text that may belong to it.")] = None,
+    query: Annotated[str | None, typer.Option(help="A search query that both may answer.")] = None,
+    as_json: JsonOption = False,
+    url: UrlsOption = None,
+    timeout: TimeoutOption = 10.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Ask a running server whether a text belongs to a photo, or texts to photos (--json)."""
+    if not as_json and not (image and (title or query)):
+        raise typer.BadParameter("give a photo and a text, or --json and pairs on standard input")
+
+    def ask(client: ShelfwiseClient) -> int:
+        if as_json and image is None:
+            return _pipe(("title", "image", "query"), client.match_text_image_many)
+        answer = client.match_text_image(title or "", image or b"", query)
+        if as_json:
+            typer.echo(json.dumps(answer.to_dict()))
+        else:
+            typer.echo(f"{answer.probability:7.4f}")
         return 0
 
     _run(ask, url, timeout, ca, header)

@@ -1,6 +1,7 @@
 """The command line of Shelfwise: one sub-command a step of the way, and no logic of its own.
 
     shelfwise sample PATH                     draw a catalogue to try everything on
+    shelfwise fashion-gen TRAIN VAL PATH      published files of Fashion-Gen -> feed
     shelfwise train SYSTEM FEED --run DIR     train, resume, and write DIR/bundle
     shelfwise settings SYSTEM                 what can be set about a training, each a flag
     shelfwise export BUNDLE                   bundle -> the repository's next release (parity gate)
@@ -13,6 +14,8 @@
     shelfwise ready                           one true inference through every ensemble
     shelfwise categorize IMAGE --title …      ask a running server (ask.py)
     shelfwise match-colours IMAGES… --labels …
+    shelfwise match IMAGE "text"             does the text belong to the photo
+    shelfwise audit FEED --bundle BUNDLE      the listings whose text least fits their photo
 
 Imports are inside the commands: asking a server needs no torch, and --help answers at once.
 """
@@ -76,6 +79,23 @@ def sample_colours(
 
     summary = generate_colour_sample(path, products, seed)
     typer.echo(f"{path}: {summary.products} rows")
+
+
+@app.command("fashion-gen")
+def fashion_gen(
+    train: Annotated[Path, typer.Argument(help="fashiongen_256_256_train.h5")],
+    validation: Annotated[Path, typer.Argument(help="fashiongen_256_256_validation.h5, the test split of papers.")],
+    path: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+) -> None:
+    """Turn the published files of Fashion-Gen into a feed (needs h5py)."""
+    from catalogue.fashion_gen import fashion_gen_products
+    from catalogue.feed import FeedError, write_feed
+
+    try:
+        summary = write_feed(path, fashion_gen_products(train, validation))
+    except (FeedError, ImportError, ValueError, OSError) as error:
+        fail(error)
+    typer.echo(f"{path}: {summary.products} products")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -408,6 +428,51 @@ def ready(
         typer.echo(f"ready: {', '.join(names)}")
     except (NotReady, ValueError, OSError) as error:
         fail(error)
+
+
+@app.command()
+def audit(
+    feed: Annotated[Path, typer.Argument(help="Product feed.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle of match-text-image.")],
+    limit: Annotated[int, typer.Option("-n", min=1, help="Listings to show.")] = 30,
+    split: Annotated[str | None, typer.Option(help="Only products of this split: train, val or test.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write all listings to this CSV file.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw those shown to this PNG.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
+    store: Annotated[
+        Path,
+        typer.Option(envvar="SHELFWISE_STORE", help="Where decoded feeds are kept."),
+    ] = Path("runs/store"),
+) -> None:
+    """List the listings whose text least fits their photo."""
+    from catalogue.feed import FeedError
+    from catalogue.listing_sheet import draw_listing_sheet
+    from catalogue.store import open_store
+    from training.audit import audit as audit_feed
+    from training.audit import write_table
+    from training.bundle import BundleError
+    from training.match_text_image import MATCHER
+
+    try:
+        if split not in (None, "train", "val", "test"):
+            raise ValueError(f"--split is train, val or test, not {split!r}")
+        matcher = MATCHER.load(bundle)
+        products = _open(feed, preset, column, "skip")
+        patches = matcher.config.fashionbert.patches
+        decoded = open_store(products, store, patches.height, patches.width)
+        listings = audit_feed(matcher, decoded, split)  # type: ignore[arg-type]
+        if table is not None:
+            write_table(listings, table)
+        if sheet is not None:
+            shown = {listing.id for listing in listings[:limit]}
+            images = {product.id: product.images for product in products if product.id in shown}
+            draw_listing_sheet([(images[it.id][0], it.title, it.probability) for it in listings[:limit]], sheet)
+    except (FeedError, BundleError, ValueError, OSError) as error:
+        fail(error)
+    for listing in listings[:limit]:
+        typer.echo(f"{listing.probability:7.4f}  {listing.id:12}  {' > '.join(listing.category)}  {listing.title}")
+    typer.echo(f"{len(listings)} listings with title and photo", err=True)
 
 
 @labels_app.command("show")

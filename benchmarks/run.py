@@ -26,6 +26,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "benchmarks.quality.neighbours",
         "benchmarks.quality.shapes",
         "benchmarks.quality.colours",
+        "benchmarks.quality.fashionbert",
         "benchmarks.quality.answers",
         "benchmarks.quality.colour_folds",
         "benchmarks.quality.retrieval",

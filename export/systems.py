@@ -24,6 +24,7 @@ SYSTEMS = {
     "categorize": "export.categorize:CATEGORIZE",
     "match-colours": "export.match_colours:MATCH_COLOURS",
     "retrieve": "export.retrieve:RETRIEVE",
+    "match-text-image": "export.match_text_image:MATCH_TEXT_IMAGE",
 }
 """Where each system's value is, "module:NAME"."""
 

@@ -231,3 +231,40 @@ def colour_server(colour_repository: Path, tmp_path_factory: pytest.TempPathFact
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with TritonServer(colour_repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def match_bundle(sample_feed: Path, build_once: BuildOnce) -> Path:
+    """A text-image matcher trained on the drawn catalogue for an epoch a stage."""
+    return build_once("match-text-image", lambda run: train_sample_fashionbert(sample_feed, run)) / "bundle"
+
+
+def train_sample_fashionbert(feed: Path, run: Path) -> None:
+    from training.match_text_image import MatchRecipe, MatchSettings
+    from training.settings import TrainConfig
+
+    settings = MatchSettings(
+        image_height=64,
+        image_width=48,
+        grid_rows=4,
+        grid_columns=4,
+        hidden_size=96,
+        layers=2,
+        vocab_size=1000,
+        visual_words=32,
+        balance="gradients",
+        pairs=TrainConfig(epochs=1, batch_size=32),
+        queries=TrainConfig(epochs=1, batch_size=32),
+    )
+    train_and_save(MatchRecipe, feed, settings, run)
+
+
+@pytest.fixture(scope="session")
+def match_repository(match_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release that the matcher was exported to."""
+    from export.bundles import export_bundle
+    from repository.release import current
+
+    repository = tmp_path_factory.mktemp("served") / "repository"
+    export_bundle(match_bundle, repository)
+    return current(repository)

@@ -127,12 +127,13 @@ def make_texts(
     """
     input_ids, attention_mask = encode(tokenizer, descriptions)
     numbers: dict[str, int] = {}
+    entity_ids = np.array([vocabulary.numbers(named) for named in entities], np.int64)
     return Texts(
         input_ids,
         attention_mask,
         np.array([bool(description.strip()) for description in descriptions]),
         np.array([numbers.setdefault(text.casefold(), len(numbers)) for text in descriptions], np.int64),
-        np.array([vocabulary.numbers(named) for named in entities], np.int64).reshape(-1, len(vocabulary.groups)),
+        entity_ids.reshape(len(entities), len(vocabulary.groups)),
     )
 
 
@@ -144,7 +145,7 @@ def make_retrieval_examples(store: Store, tokenizer: Tokenizer, vocabulary: Enti
     descriptions = [text.description for text in parsed] + store.titles
     texts = make_texts(tokenizer, vocabulary, descriptions, of_feed + [{}] * len(store))
     feed, titles = (texts.of(np.arange(first, first + len(store))) for first in (0, len(store)))
-    asked = replace(feed, entity_ids=np.array([vocabulary.numbers(text.entities) for text in parsed]))
+    asked = replace(feed, entity_ids=np.array([vocabulary.numbers(text.entities) for text in parsed], np.int64))
     said = np.column_stack([feed.description_keys, feed.entity_ids])
     keys = np.unique(said, axis=0, return_inverse=True)[1].ravel()
     return RetrievalExamples(make_examples(store, tokenizer), feed, asked, titles, keys)

@@ -113,22 +113,46 @@ def sampled_report(
         raise ValueError(f"queries {tuple(queries.shape)}, documents {tuple(documents.shape)}, {len(groups)} groups")
     if len(queries) <= NEGATIVES:
         raise ValueError(f"{len(queries)} rows: {NEGATIVES} negatives and the true one need {NEGATIVES + 1}")
+    measured = []
+    for draw in range(draws):
+        asked, candidates = sampled_candidates(groups, seed, draw)
+        scores = np.stack([documents[near] @ queries[row] for row, near in zip(asked, candidates, strict=True)])
+        measured.append(figures_of_first(scores))
+    return spread(measured)
+
+
+def sampled_candidates(
+    groups: Sequence[object], seed: int, draw: int, queries: int = SAMPLED_QUERIES
+) -> tuple[np.ndarray, np.ndarray]:
+    """The queries of a draw, and the candidates of each: for models that score pairs, not embeddings.
+
+    Returns:
+        Rows [A] that ask and [A, 101] candidates: the row itself, then its negatives.
+    """
     numbers = np.unique(np.array([str(group) for group in groups]), return_inverse=True)[1]
     members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
-    measured: dict[str, list[float]] = {}
-    for draw in range(draws):
-        generator = np.random.default_rng((seed, draw))
-        asked = generator.permutation(len(queries))[:SAMPLED_QUERIES]
-        candidates = np.stack([_with_negatives(row, members[numbers[row]], len(queries), generator) for row in asked])
-        scores = np.stack([documents[near] @ queries[row] for row, near in zip(asked, candidates, strict=True)])
-        owner = np.arange(len(asked))
-        above, tied = _standing(scores, owner, np.zeros_like(owner))
-        figures = dict(zip((f"recall_at_{k}" for k in CUTOFFS), _expected_found(above, tied).mean(0), strict=True))
-        figures["mrr"] = float(np.mean(list(_reciprocal_ranks(owner, above, tied, len(asked)))))
-        for name, value in figures.items():
-            measured.setdefault(name, []).append(float(value))
+    generator = np.random.default_rng((seed, draw))
+    asked = generator.permutation(len(groups))[:queries]
+    return asked, np.stack([_with_negatives(row, members[numbers[row]], len(groups), generator) for row in asked])
+
+
+def figures_of_first(scores: np.ndarray) -> dict[str, float]:
+    """Recall and MRR by name, of scores [A, candidates] whose first column is the true one's."""
+    owner = np.arange(len(scores))
+    above, tied = _standing(scores, owner, np.zeros_like(owner))
+    recall = _expected_found(above, tied).mean(0)
+    figures = {f"recall_at_{k}": float(value) for k, value in zip(CUTOFFS, recall, strict=True)}
+    return figures | {"mrr": float(np.mean(list(_reciprocal_ranks(owner, above, tied, len(scores)))))}
+
+
+def spread(measured: Sequence[dict[str, float]]) -> dict[str, Spread]:
+    """Mean and deviation of each figure over draws."""
     return {
-        name: Spread(float(np.mean(values)), float(np.std(values, ddof=draws > 1))) for name, values in measured.items()
+        name: Spread(
+            float(np.mean([figures[name] for figures in measured])),
+            float(np.std([figures[name] for figures in measured], ddof=len(measured) > 1)),
+        )
+        for name in measured[0]
     }
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 REQUEST_WEIGHT = 160 * 10**6
 """Of a request: more is refused. 160 PNGs of a megapixel, 100 photos of a phone."""
@@ -21,6 +22,7 @@ BATCH_WEIGHT = 4 * 10**6
 WAITING_WEIGHT = 4 * REQUEST_WEIGHT
 """Of the requests set aside that are not answered yet: when there are more, the next is refused as busy."""
 MOST_ASIDE = 4
+COMPLETE_FINAL = 1  # TRITONSERVER_RESPONSE_COMPLETE_FINAL: nothing comes after this response
 BUSY = "too many large images are waiting to be decoded; try again"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,6 +61,32 @@ class DecodingThreads:
             left -= weight if chosen[-1] else 0
         return chosen
 
+    def respond(
+        self,
+        asked: Sequence[Any],
+        senders: Sequence[Callable[[], Any]],
+        answer: Callable[[Sequence[Any]], Sequence[Any]],
+        refuse: Callable[[str, str], Any],
+    ) -> list[Any]:
+        """The responses to requests that came together, None for each that is answered later, through its sender.
+
+        Args:
+            asked: the requests as they were read, each with the `weight` of its images.
+            senders: of each, Triton's `get_response_sender`.
+            answer: from some of them to their responses, in order.
+            refuse: a response with an error, from a message and the name of Triton's state.
+        """
+        in_batch = self.in_batch([request.weight for request in asked])
+        answers = iter(answer([request for request, now in zip(asked, in_batch, strict=True) if now]))
+        responses = []
+        for request, get_sender, now in zip(asked, senders, in_batch, strict=True):
+            if now:
+                responses.append(next(answers))
+                continue
+            later = self.set_aside(request.weight, partial(_send, request, get_sender(), answer, refuse))
+            responses.append(None if later else refuse(BUSY, "UNAVAILABLE"))
+        return responses
+
     def set_aside(self, weight: int, work: Callable[[], None]) -> bool:
         """Works on a request when it is its turn; False, and nothing is done, where too much waits already."""
         with self.lock:
@@ -79,3 +107,13 @@ class DecodingThreads:
         """Waits for what is set aside, then ends all threads."""
         self.aside_pool.shutdown()
         self.batch_pool.shutdown()
+
+
+def _send(
+    request: Any, sender: Any, answer: Callable[[Sequence[Any]], Sequence[Any]], refuse: Callable[[str, str], Any]
+) -> None:
+    try:
+        response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else answer([request])[0]
+    except Exception as error:  # raised on a thread that nobody looks at: the caller would wait for ever
+        response = refuse(f"{type(error).__name__}: {error}", "INTERNAL")
+    sender.send(response, flags=COMPLETE_FINAL)

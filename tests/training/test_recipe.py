@@ -1,122 +1,48 @@
-"""A third system, written here: it only counts dark pixels, and goes from a feed to a served answer like the others.
-
-What is below `PixelConfig` and above the first test is all that a new system takes.
-"""
+"""A third system (count_pixels.py) goes from a feed to a served answer by its value and two configurations alone."""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from tritonclient.grpc import InferenceServerClient, InferInput
 from typer.testing import CliRunner
 
 import shelfwise
+from catalogue.feed import open_feed
 from catalogue.images import decode_image
 from export import systems
-from export.onnx_graphs import GraphSpec
-from export.system import ServedSystem
-from export.systems import System
-from models.encoders import TextEncoderConfig
-from models.tokenizer import set_length, train_tokenizer
-from training.bundle import Bundle, BundleConfig, BundleKind
-from training.embeddings import CachedEmbeddings, Embeddings
-from training.recipe import Recipe, Stage, choose
-from training.settings import Settings, TrainConfig
-from training.train import Batch, Losses, Task
+from repository.release import current
+from serving.server import TritonServer
+from training.recipe import choose
 
-
-class PixelConfig(BundleConfig):
-    system: Literal["count-pixels"] = "count-pixels"
-    height: int
-    width: int
-    text: TextEncoderConfig
-
-
-class PixelSettings(Settings):
-    aliases: ClassVar = {"epochs": "fit.epochs"}
-    fit: TrainConfig = TrainConfig(epochs=3, batch_size=16, learning_rate=0.1)
-
-
-class PixelModel(nn.Module):
-    """A line through the share of dark pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = nn.Linear(1, 1)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        dark = (pixel_values.to(torch.float32).mean(3) < 128).to(torch.float32).mean((1, 2))
-        return self.line(dark[:, None])
-
-
-class PixelTask(Task[PixelModel]):
-    def __init__(self, model: PixelModel, rows: Tensor, name: str = "fit") -> None:
-        super().__init__()
-        self.name = name
-        nothing = torch.zeros(len(rows), 1, dtype=torch.bool)
-        self.model = model
-        self.dataset = CachedEmbeddings(Embeddings(rows, nothing, nothing, nothing, nothing[:, 0].long()))
-
-    def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        return {"answer": model(batch["image_embeds"]), "dark": (batch["image_embeds"].float().mean(3) < 128).float()}
-
-    def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        return {"square": F.mse_loss(outputs["answer"][:, 0], outputs["dark"].mean((1, 2)))}
-
-    def evaluate(self) -> dict[str, float]:
-        return {"slope": float(self.model.line.weight.detach())}
-
-
-class PixelRecipe(Recipe[PixelSettings, PixelConfig, PixelModel]):
-    kind = BundleKind(PixelConfig, lambda config: PixelModel(), text_encoder=lambda config: config.text)
-
-    def stages(self) -> Iterator[Stage]:
-        self.tokenizer: Tokenizer = set_length(train_tokenizer(self.store.titles, 300), 8)
-        model = PixelModel().to(self.accelerator.device)
-        rows = torch.from_numpy(np.array(self.store.pixel_values)).to(self.accelerator.device)
-        yield Stage(PixelTask(model, rows), self.settings.fit, ("line", model))
-        worse = copy.deepcopy(model)
-        worse.line.weight.data -= 100.0
-        yield Stage(PixelTask(worse, rows, "worse"), TrainConfig(epochs=0), ("worse", worse))
-
-    def score(self, model: PixelModel) -> float:
-        return float(model.line.weight)
-
-    def measure(self, model: PixelModel) -> dict[str, Any]:
-        return {"slope": float(model.line.weight)}
-
-    def config(self, model: PixelModel) -> PixelConfig:
-        text = TextEncoderConfig(backbone={"vocab_size": 300}, projection_dim=1, max_length=8)
-        return PixelConfig(height=self.store.size[0], width=self.store.size[1], text=text)
-
-
-def served(bundle: Bundle[PixelConfig, PixelModel], folder: Path, target: object, feed: object) -> ServedSystem:
-    height, width = bundle.config.height, bundle.config.width
-    images = [product.images[0] for product in bundle.samples if product.images]
-    pixels = torch.from_numpy(np.stack([decode_image(image, height, width) for image in images]))
-    graph = GraphSpec("pixel_counter", bundle.model, {"pixel_values": pixels[:3]}, ["answer"])
-    inputs = [{"pixel_values": pixels}]
-    request = [{"pixel_values": pixels[0].tolist()}]
-    return ServedSystem("count_pixels", [graph], inputs, inputs, lambda path: None, request, {})
-
-
-COUNT_PIXELS = System(
-    "count-pixels", PixelSettings, PixelRecipe, served, report=lambda metrics: [json.dumps(metrics)], demo=""
-)
+PROJECT = Path(__file__).resolve().parents[2]
+SYSTEM = Path(__file__).with_name("count_pixels.py")
+PACKAGES = ("catalogue", "client", "export", "kernels", "model_repository", "models", "repository", "training")
+MODEL = """
+max_batch_size: 8
+instance_group { count: 1 }
+"""
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 8
+input { name: "pixel_values" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }
+output { name: "answer" data_type: TYPE_FP32 dims: 1 }
+ensemble_scheduling { step {
+  model_name: "pixel_counter" model_version: -1
+  input_map { key: "pixel_values" value: "pixel_values" }
+  output_map { key: "answer" value: "answer" }
+} }
+"""
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(systems.SYSTEMS, "count-pixels", f"{__name__}:COUNT_PIXELS")
+    monkeypatch.setitem(systems.SYSTEMS, "count-pixels", "tests.training.count_pixels:COUNT_PIXELS")
 
 
 def test_a_third_system_trains_and_loads_by_its_value_alone(
@@ -147,6 +73,44 @@ def test_a_third_system_trains_and_loads_by_its_value_alone(
     again = CliRunner().invoke(shelfwise.app, [*command, "--epochs", "6"])
     assert again.exit_code == 1
     assert "belongs to a run with other settings" in again.output
+
+
+def test_a_third_system_is_exported_and_served_in_a_checkout_that_names_it(sample_feed: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for package in PACKAGES:
+        shutil.copytree(PROJECT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("shelfwise.py", "ask.py"):
+        shutil.copyfile(PROJECT / file, checkout / file)
+    assert len(SYSTEM.read_text().splitlines()) <= 120
+    shutil.copyfile(SYSTEM, checkout / "export" / SYSTEM.name)
+    names = checkout / "export" / "systems.py"
+    names.write_text(
+        names.read_text().replace(
+            "SYSTEMS = {\n", 'SYSTEMS = {\n    "count-pixels": "export.count_pixels:COUNT_PIXELS",\n'
+        )
+    )
+    for model, config in (("pixel_counter", MODEL), ("count_pixels", ENSEMBLE)):
+        (checkout / "model_repository" / model / "1").mkdir(parents=True)
+        (checkout / "model_repository" / model / "1" / ".gitkeep").touch()
+        (checkout / "model_repository" / model / "config.pbtxt").write_text(config)
+
+    size = ("--image-height", "24", "--image-width", "16")
+    for command in (
+        ("train", "count-pixels", str(sample_feed), "--run", "run", "--epochs", "20", *size),
+        ("export", "run/bundle", "--repository", "releases"),
+    ):
+        subprocess.run([sys.executable, "shelfwise.py", *command], cwd=checkout, check=True, timeout=300)
+
+    product = next(product for product in open_feed(sample_feed) if product.split == "test" and product.images)
+    pixels = decode_image(product.images[0], 24, 16)
+    request = InferInput("pixel_values", [1, *pixels.shape], "UINT8")
+    request.set_data_from_numpy(pixels[None])
+    release = current(checkout / "releases")
+    with TritonServer(release, grpc_port=0, metrics_port=0, log_file=tmp_path / "triton.log") as server:
+        with InferenceServerClient(server.url) as client:
+            answer = client.infer("count_pixels", [request]).as_numpy("answer")
+    dark = (pixels.astype(np.float64).mean(2) < 128).mean()
+    assert float(answer[0, 0]) == pytest.approx(dark, abs=0.1), "the line was learnt"
 
 
 def test_the_best_candidate_is_served() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from colour_labels import clean_labels  # Triton puts this folder on the import path
 from images import ImageError, open_image
-from images.decoding_threads import BUSY, DecodingThreads, fault_of_weight
+from images.decoding_threads import DecodingThreads, fault_of_weight
 from tokenizers import Tokenizer
 
 MAX_PAIRS = 32_768
@@ -45,26 +45,9 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response a request, of which those that are set aside come later."""
-        products = [Request(request, *self.rooms[-1]) for request in requests]
-        in_batch = self.decoding.in_batch([product.weight for product in products])
-        answers = iter(self.answers([product for product, now in zip(products, in_batch, strict=True) if now]))
-        return [
-            next(answers) if now else self.set_aside(product, raw)
-            for product, raw, now in zip(products, requests, in_batch, strict=True)
-        ]
-
-    def set_aside(self, product, raw):
-        """Answers a request whose photos take long through its sender, so that the batch need not wait for them."""
-        sender = raw.get_response_sender()
-
-        def answer():
-            try:
-                response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([product])[0]
-            except Exception as error:  # raised on a thread that nobody looks at: the caller would wait for ever
-                response = refuse(f"{type(error).__name__}: {error}", "INTERNAL")
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-        return None if self.decoding.set_aside(product.weight, answer) else refuse(BUSY, "UNAVAILABLE")
+        asked = [Request(request, *self.rooms[-1]) for request in requests]
+        senders = [request.get_response_sender for request in requests]
+        return self.decoding.respond(asked, senders, self.answers, refuse)
 
     def answers(self, products):
         """The responses to requests whose photos are decoded together."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from images import ImageError, open_image  # Triton puts this folder on the import path
-from images.decoding_threads import BUSY, DecodingThreads, fault_of_weight
+from images.decoding_threads import DecodingThreads, fault_of_weight
 from tokenizers import Tokenizer
 
 WHITE = 255
@@ -55,26 +55,13 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response a request, of which those that are set aside come later."""
-        asked = [Request(request, self.max_characters) for request in requests]
-        in_batch = self.decoding.in_batch([request.weight for request in asked])
-        answers = iter(self.answers([request for request, now in zip(asked, in_batch, strict=True) if now]))
-        return [
-            next(answers) if now else self.set_aside(request, raw)
-            for request, raw, now in zip(asked, requests, in_batch, strict=True)
-        ]
+        asked = [self.read(request) for request in requests]
+        senders = [request.get_response_sender for request in requests]
+        return self.decoding.respond(asked, senders, self.answers, refuse)
 
-    def set_aside(self, request, raw):
-        """Answers a request whose images take long through its sender, so that the batch need not wait for them."""
-        sender = raw.get_response_sender()
-
-        def answer():
-            try:
-                response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([request])[0]
-            except Exception as error:  # raised on a thread that nobody looks at: the caller would wait for ever
-                response = refuse(f"{type(error).__name__}: {error}", "INTERNAL")
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-        return None if self.decoding.set_aside(request.weight, answer) else refuse(BUSY, "UNAVAILABLE")
+    def read(self, request):
+        """The rows of a request; prepare_match reads queries, too."""
+        return Request(request, self.max_characters)
 
     def answers(self, asked):
         """The responses to requests whose images are decoded together."""
@@ -92,7 +79,7 @@ class TritonPythonModel:
         }
         if titles:
             prepared["attention_mask"][:, 0] = 1
-            prepared = self.answered(prepared)
+            prepared = self.answered(prepared, [request for request in asked if not request.error])
 
         responses, start = [], 0
         for request in asked:
@@ -112,8 +99,8 @@ class TritonPythonModel:
             start = stop
         return responses
 
-    def answered(self, prepared):
-        """What is answered about the rows; product_categorizer computes here."""
+    def answered(self, prepared, asked):
+        """What is answered about the rows of requests; product_categorizer computes here."""
         return prepared
 
     def decode_into(self, place):

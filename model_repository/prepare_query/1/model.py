@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from images import ImageError, open_image  # Triton puts this folder on the import path
-from images.decoding_threads import BUSY, DecodingThreads, fault_of_weight
+from images.decoding_threads import DecodingThreads, fault_of_weight
 from served_entities.entities import EntityVocabulary
 from tokenizers import Tokenizer
 
@@ -46,22 +46,8 @@ class TritonPythonModel:
     def execute(self, requests):
         """One response a request, of which those with large images come later, as in prepare_product."""
         asked = [Asked(request, self.vocabulary, self.max_characters) for request in requests]
-        in_batch = self.decoding.in_batch([request.weight for request in asked])
-        answers = iter(self.answers([request for request, now in zip(asked, in_batch, strict=True) if now]))
-        return [
-            next(answers) if now else self.set_aside(request, raw)
-            for request, raw, now in zip(asked, requests, in_batch, strict=True)
-        ]
-
-    def set_aside(self, request, raw):
-        """Answers a request through its sender, so that the batch need not wait for its images."""
-        sender = raw.get_response_sender()
-
-        def answer():
-            response = refuse("cancelled", "CANCELLED") if sender.is_cancelled() else self.answers([request])[0]
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-        return None if self.decoding.set_aside(request.weight, answer) else refuse(BUSY, "UNAVAILABLE")
+        senders = [request.get_response_sender for request in requests]
+        return self.decoding.respond(asked, senders, self.answers, refuse)
 
     def answers(self, asked):
         """The responses to requests whose images are decoded, and whose texts are tokenised, together."""

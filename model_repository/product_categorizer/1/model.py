@@ -26,7 +26,7 @@ class TritonPythonModel(prepare_product.TritonPythonModel):
     def give_way(self):
         """To whom? What is prepared here is computed here."""
 
-    def answered(self, prepared):
+    def answered(self, prepared, asked):
         """The network's outputs on prepared rows."""
         network = self.alone if len(prepared["pixel_values"]) == 1 else self.together
         outputs = zip(self.names, network.run(self.names, prepared), strict=True)

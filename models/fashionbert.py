@@ -1,0 +1,311 @@
+"""FashionBERT: does this text belong to this photo? One stream of text tokens and image patches through a BERT.
+
+Notable: no object detector. The photo is cut into a grid of equal patches, each a token: a small ResNet shared over
+patches reads their pixels, or a pretrained tower (ViT, DINOv2, EfficientNet) its feature map. The BERT is any folder of
+that kind or a small one from scratch; its positions are the text's, patches have positions of their own, and three
+segments tell title (T), query (Q) and image (I) apart. Three heads: masked words (MLM), masked patches (MPM), and text
+and image alignment (TIA), which alone is served.
+
+Source: Gao et al., "FashionBERT: Text and Image Matching with Adaptive Loss for Cross-modal Retrieval", SIGIR 2020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, PreTrainedModel
+
+from .backbones import backbone_from_config, plain_config
+from .encoders import ImageEncoderConfig, TextEncoderConfig
+from .image_tower import ImageTower, normalised
+
+SEGMENTS = {"title": 0, "query": 1, "image": 2}
+PATCH_CHANNELS = (32, 64)
+
+
+class PatchGrid(BaseModel):
+    """A photo cut into rows x columns of equal patches, which a ResNet from scratch reads one by one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["grid"] = "grid"
+    height: PositiveInt
+    width: PositiveInt
+    rows: PositiveInt = 8
+    columns: PositiveInt = 8
+
+
+class PatchTower(BaseModel):
+    """The feature map of a pretrained backbone, a token an entry."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["tower"] = "tower"
+    encoder: ImageEncoderConfig
+    rows: PositiveInt
+    columns: PositiveInt
+
+    @property
+    def height(self) -> int:
+        """Pixels of the photos."""
+        return self.encoder.height
+
+    @property
+    def width(self) -> int:
+        """Pixels of the photos."""
+        return self.encoder.width
+
+
+class FashionBertConfig(BaseModel):
+    """What is needed to rebuild a FashionBERT.
+
+    `text` describes the BERT and how long a title may be; a query is as long at most. `visual_words` is the width of
+    the distribution that the MPM head predicts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: TextEncoderConfig
+    patches: PatchGrid | PatchTower
+    visual_words: PositiveInt
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of the three tasks.
+
+    Attributes:
+        match: [B].
+        tokens: [B, M, V], of the positions that were asked for.
+        patches: [B, P, K].
+    """
+
+    match: Tensor
+    tokens: Tensor
+    patches: Tensor
+
+
+class FashionBert(nn.Module):
+    """Title, query and photo to one stream of tokens, and what its heads make of them.
+
+    Args:
+        config: the architecture.
+        language_model: a BERT without its pooler; built from `config.text.backbone` with random weights when None.
+        tower: the backbone of a `PatchTower`; likewise.
+
+    Raises:
+        ValueError: the photos cannot be cut into such a grid.
+    """
+
+    def __init__(
+        self,
+        config: FashionBertConfig,
+        language_model: PreTrainedModel | None = None,
+        tower: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model: Any = language_model or backbone_from_config(config.text.backbone)
+        self.language_model.register_module("pooler", None)  # the TIA head has one of its own
+        width, vocab_size = self.language_model.config.hidden_size, self.language_model.config.vocab_size
+        patches = config.patches
+        self.patch_encoder: PatchResNet | TowerPatches
+        if isinstance(patches, PatchGrid):
+            self.patch_encoder = PatchResNet(patches)
+        else:
+            self.patch_encoder = TowerPatches(patches, tower)
+        count = patches.rows * patches.columns
+        self.patch_projection = nn.Sequential(nn.Linear(self.patch_encoder.width, width), nn.LayerNorm(width))
+        self.patch_positions = nn.Parameter(torch.empty(count, width).normal_(std=0.02))
+        self.segments = nn.Parameter(torch.empty(len(SEGMENTS), width).normal_(std=0.02))
+        self.token_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.token_bias = nn.Parameter(torch.zeros(vocab_size))
+        self.patch_head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, config.visual_words)
+        )
+        self.match_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        query_ids: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        zeroed: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+    ) -> Predictions:
+        """All three heads.
+
+        Args:
+            pixel_values: [B, H, W, 3] uint8.
+            input_ids, attention_mask: [B, L] int64 of the title; the first token stands for the whole.
+            query_ids, query_mask: [B, Q] int64 of the query; None where no row has one.
+            zeroed: [B, P] bool, patches whose features are taken away.
+            masked_positions: [B, M] int64, places of the title whose words are to be predicted.
+        """
+        patches = self.patches(pixel_values)
+        if zeroed is not None:
+            patches = patches.masked_fill(zeroed.unsqueeze(2), 0.0)
+        states = self.stream(patches, input_ids, attention_mask, query_ids, query_mask)
+        if masked_positions is None:
+            masked_positions = input_ids.new_zeros(len(input_ids), 0)
+        places = masked_positions.unsqueeze(2).expand(-1, -1, states.shape[2])
+        words = self.language_model.embeddings.word_embeddings.weight
+        return Predictions(
+            self.match_head(states[:, 0])[:, 0],
+            F.linear(self.token_head(states.gather(1, places)), words, self.token_bias),
+            self.patch_head(states[:, -patches.shape[1] :]),
+        )
+
+    def match(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        query_ids: Tensor | None = None,
+        query_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B] of the TIA head alone, from the features of `patches`: one photo's serve any number of texts."""
+        return self.match_head(self.stream(patches, input_ids, attention_mask, query_ids, query_mask)[:, 0])[:, 0]
+
+    def patches(self, pixel_values: Tensor) -> Tensor:
+        """The features [B, P, D] of a photo's patches, row by row; pixels [B, H, W, 3] uint8."""
+        features: Tensor = self.patch_projection(self.patch_encoder(pixel_values))
+        return features
+
+    def stream(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        query_ids: Tensor | None = None,
+        query_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The encoder's last states [B, L (+ Q) + P, D]: title, query, patches."""
+        words = self.language_model.embeddings.word_embeddings
+        parts = [words(input_ids) + self.segments[SEGMENTS["title"]]]
+        masks = [attention_mask]
+        positions = [torch.arange(input_ids.shape[1], device=input_ids.device)]
+        if query_ids is not None and query_mask is not None:
+            parts.append(words(query_ids) + self.segments[SEGMENTS["query"]])
+            masks.append(query_mask)
+            positions.append(torch.arange(query_ids.shape[1], device=query_ids.device))
+        image = patches + self.patch_positions + self.segments[SEGMENTS["image"]]
+        parts.append(image)
+        masks.append(torch.ones_like(image[:, :, 0], dtype=attention_mask.dtype))
+        # To the BERT every patch is at its first position: where it lies says `patch_positions`.
+        positions.append(torch.zeros(image.shape[1], dtype=torch.int64, device=image.device))
+        states: Tensor = self.language_model(
+            inputs_embeds=torch.cat(parts, 1),
+            attention_mask=torch.cat(masks, 1),
+            position_ids=torch.cat(positions)[None],
+        ).last_hidden_state
+        return states
+
+
+class PatchResNet(nn.Module):
+    """A ResNet (He et al., 2016) for single patches, the same for all.
+
+    Its last map is not averaged: patches are a few pixels wide, and where in a patch an edge runs says what it is of.
+
+    Raises:
+        ValueError: the sides of the photo are no multiples of the grid's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, grid: PatchGrid) -> None:
+        super().__init__()
+        if grid.height % grid.rows or grid.width % grid.columns:
+            raise ValueError(
+                f"photos of {grid.height}x{grid.width} pixels cannot be cut into {grid.rows}x{grid.columns} patches"
+            )
+        self.grid = grid
+        statistics = ImageEncoderConfig.model_fields
+        self.register_buffer("mean", torch.tensor(statistics["mean"].default) * 255.0, persistent=False)
+        self.register_buffer("std", torch.tensor(statistics["std"].default) * 255.0, persistent=False)
+        narrow, wide = PATCH_CHANNELS
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, narrow, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+            ResidualBlock(narrow, narrow),
+            # Pooled, not strided: oneDNN's bfloat16 convolution is wrong where it strides over maps this small.
+            nn.AvgPool2d(2, ceil_mode=True),
+            ResidualBlock(narrow, wide),
+            nn.Flatten(),
+        )
+        patch = torch.zeros(1, 3, grid.height // grid.rows, grid.width // grid.columns)
+        with torch.no_grad():
+            self.width = self.layers.eval()(patch).shape[1]
+        self.layers.train()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 -> [B, P, C], row by row."""
+        pixels = normalised(pixel_values, self.mean, self.std)
+        rows, columns = self.grid.rows, self.grid.columns
+        height, width = self.grid.height // rows, self.grid.width // columns
+        cut = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
+        features: Tensor = self.layers(cut.reshape(-1, 3, height, width))
+        return features.reshape(-1, rows * columns, self.width)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H, W]."""
+        return F.relu(self.body(inputs) + self.shortcut(inputs))
+
+
+class TowerPatches(ImageTower):
+    """The feature map of a pretrained backbone, an entry a patch.
+
+    Raises:
+        ValueError: the backbone's map has another number of entries than the configuration says.
+    """
+
+    def __init__(self, config: PatchTower, backbone: PreTrainedModel | None) -> None:
+        encoder = config.encoder
+        super().__init__(
+            encoder.backbone, encoder.height, encoder.width, encoder.mean, encoder.std, encoder.pooling, backbone
+        )
+        self.width = self.patch_width
+        if self.patch_count != config.rows * config.columns:
+            raise ValueError(f"the tower has {self.patch_count} patches, not {config.rows}x{config.columns}")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 -> [B, P, C], row by row."""
+        return self.patch_features(pixel_values)
+
+
+def small_bert(vocab_size: int, max_length: int, *, hidden_size: int, layers: int) -> dict[str, Any]:
+    """The configuration of a BERT that trains from scratch on a few CPU cores."""
+    backbone = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden_size // 48),
+        intermediate_size=2 * hidden_size,
+        max_position_embeddings=max_length,
+        pad_token_id=0,
+    )
+    return plain_config(backbone.to_dict())

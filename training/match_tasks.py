@@ -1,0 +1,129 @@
+"""FashionBERT's pre-training: masked words, masked patches, alignment, and their weights; and how pairs are scored.
+
+The same task twice: on titles and photos (T-I), then with queries beside them (Q-T-I) from where the first ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.fashionbert import FashionBert
+
+from .embeddings import evaluating, in_batches
+from .masking import NOT_ASKED
+from .match_examples import MaskedPairs
+from .train import Batch, Losses, Task
+from .visual_words import VisualWords
+
+
+class MatchTask(Task[FashionBert]):
+    """Three tasks on one stream.
+
+    Args:
+        name: of the stage.
+        model: what is trained.
+        pairs: what on.
+        words: the true distribution of a patch; None leaves masked patches without a loss.
+        combiner: weighs the losses.
+        measure: the validation figures of the model as it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: FashionBert,
+        pairs: MaskedPairs,
+        words: VisualWords | None,
+        combiner: nn.Module,
+        measure: Callable[[], dict[str, float]],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.dataset = pairs
+        self.words = words
+        self.combiner = combiner
+        self.measure = measure
+
+    def forward(self, model: nn.Module, batch: Batch) -> Batch:
+        """match [B], tokens [B, M, V] and patches [B, P, K]: logits."""
+        asked = {name: batch.get(name) for name in ("query_ids", "query_mask", "zeroed", "masked_positions")}
+        predictions = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], **asked)
+        return {name: getattr(predictions, name) for name in ("match", "tokens", "patches")}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Losses:
+        """tia, mlm and mpm."""
+        aligned = batch["aligned"]
+        losses = {
+            "tia": F.binary_cross_entropy_with_logits(outputs["match"], aligned.float()),
+            "mlm": masked_word_loss(outputs["tokens"], batch["masked_tokens"]),
+        }
+        if self.words is not None:
+            true = self.words.to(aligned.device)(batch["pixel_values"])
+            losses["mpm"] = masked_patch_loss(outputs["patches"], true, batch["zeroed"] & aligned.unsqueeze(1))
+        return losses
+
+    def evaluate(self) -> dict[str, float]:
+        """The validation figures."""
+        return self.measure()
+
+
+def masked_word_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, M, V] and tokens [B, M], `NOT_ASKED` left out; 0 where none is asked."""
+    total = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=NOT_ASKED, reduction="sum")
+    return total / (tokens != NOT_ASKED).sum().clamp(min=1)
+
+
+def masked_patch_loss(logits: Tensor, true: Tensor, asked: Tensor) -> Tensor:
+    """Mean KL(true ‖ predicted) over patches: logits, true [B, P, K], asked [B, P] bool; 0 where none is asked."""
+    divergence = F.kl_div(torch.log_softmax(logits, dim=2), true, reduction="none").sum(2)
+    return (divergence * asked).sum() / asked.sum().clamp(min=1)
+
+
+def match_probabilities(
+    model: FashionBert,
+    pixels: Callable[[np.ndarray], np.ndarray],
+    titles: tuple[np.ndarray, np.ndarray],
+    photo: np.ndarray,
+    title: np.ndarray,
+    queries: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """How probable it is that texts and photos belong together, each photo read once; shared out among processes.
+
+    Args:
+        model: FashionBERT.
+        pixels: from numbers of photos to their pixels [B, H, W, 3] uint8.
+        titles: token ids and mask [T, L] int64.
+        photo, title: [N] of each pair, the number of its photo and of its title.
+        queries: token ids and mask [N, Q] of each pair's query; None: no pair has one.
+
+    Returns:
+        [N] float32.
+    """
+    device = model.segments.device
+    numbers, place = np.unique(photo, return_inverse=True)
+
+    def patches(rows: np.ndarray) -> tuple[Tensor, ...]:
+        return (model.patches(torch.from_numpy(pixels(rows)).to(device)),)
+
+    with evaluating(model):
+        (features,) = in_batches(patches, numbers)
+
+        def match(rows: np.ndarray) -> tuple[Tensor, ...]:
+            texts = [array[title[rows]] for array in titles]
+            texts += [array[rows] for array in queries] if queries is not None else []
+            return (torch.sigmoid(model.match(features[place[rows]], *trimmed(texts, device))),)
+
+        (probabilities,) = in_batches(match, np.arange(len(photo)))
+    return np.asarray(probabilities.cpu().numpy())
+
+
+def trimmed(texts: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Pairs of token ids and mask, without what no row attends to."""
+    longest = [max(1, int(mask.sum(1).max(initial=1))) for mask in texts[1::2] for _ in range(2)]
+    return [torch.from_numpy(array[:, :length]).to(device) for array, length in zip(texts, longest, strict=True)]
