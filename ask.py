@@ -6,8 +6,8 @@
 
 With `--json` and nothing else to ask about, every line of standard input is an item, {"image": PATH, "title": TEXT},
 {"images": [PATH, …], "labels": [TEXT, …]} or {"title": TEXT, "image": PATH, "query": TEXT}, as the command says, and
-every line of standard output its answer or {"error": …}, in order; an
-"id" comes back as it was. Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
+every line of standard output its answer or {"error": …}, in order; an "id" comes back as it was.
+Exit status: 0 everything was answered; 1 something was refused or failed; 2 wrong usage;
 3 the server could not be reached or did not answer in time.
 """
 

@@ -46,11 +46,17 @@ class WordMasking:
     Args:
         tokenizer: whose [MASK] stands in; the byte-level one has none, but an [UNK] that no text contains.
         whole_words: all tokens of a word go together.
+
+    Raises:
+        ValueError: the tokenizer has neither.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, whole_words: bool = True) -> None:
-        mask, unknown = (tokenizer.token_to_id(token) for token in ("[MASK]", "[UNK]"))
-        self.mask_token = int(mask if mask is not None else unknown or 0)
+        known = [tokenizer.token_to_id(name) for name in ("[MASK]", "[UNK]")]
+        stand_in = next((token for token in known if token is not None), None)
+        if stand_in is None:
+            raise ValueError("the tokenizer has neither [MASK] nor [UNK] to stand for a masked word")
+        self.mask_token: int = stand_in
         special = tokenizer.get_added_tokens_decoder()
         self.ordinary = np.array([token for token in range(tokenizer.get_vocab_size()) if token not in special])
         self.whole_words = whole_words

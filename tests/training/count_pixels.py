@@ -102,7 +102,7 @@ def served(bundle: Bundle[PixelConfig, PixelModel], folder: Path, target: object
     graph = GraphSpec("pixel_counter", bundle.model, {"pixel_values": pixels[:3]}, ["answer"])
     inputs = [{"pixel_values": pixels}]
     request = [{"pixel_values": pixels[0].tolist()}]
-    return ServedSystem("count_pixels", [graph], inputs, inputs, lambda path: None, request, {})
+    return ServedSystem({"count_pixels": request}, [graph], inputs, inputs, lambda path: None, {})
 
 
 COUNT_PIXELS = System(
