@@ -123,19 +123,10 @@ class Asked:
     """The rows of one request: queries [rows, D], and what is wrong with them ("" for nothing)."""
 
     def __init__(self, request, model):
-        tensors = {
-            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-            for name in (
-                "image_embeds",
-                "text_embeds",
-                "image_present",
-                "text_present",
-                "named",
-                "like",
-                "filters",
-                "k",
-            )
-        }
+        given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in INPUTS}
+        tensors = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
+        for name, value in (("like", b""), ("filters", b""), ("k", DEFAULT_K)):  # may be left out
+            tensors.setdefault(name, np.full((len(tensors["image_embeds"]), 1), value, np.object_))
         self.named = tensors["named"]
         self.hits = []
         self.error = ""
@@ -144,10 +135,9 @@ class Asked:
         try:
             self.k = one_of(tensors["k"])
             self.wanted = read_filters(one_row(tensors["filters"]))
-            self.likes = [
-                model.snapshot.product_of(value.decode()) if value else None for value in tensors["like"][:, 0]
-            ]
-            self.queries = self.combined(model, tensors["like"][:, 0])
+            ids = [value.decode() for value in tensors["like"][:, 0]]
+            self.likes = [model.snapshot.product_of(product_id) if product_id else None for product_id in ids]
+            self.queries = self.combined(model, ids)
         except ValueError as error:
             self.error = str(error)
             return
