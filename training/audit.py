@@ -84,7 +84,8 @@ def swap_titles(
     Returns:
         The titles [P] with the exchanges, and the rows that have another's title, each of different words than its own.
     """
-    swapped, changed = list(titles), []
+    swapped = list(titles)
+    changed: list[int] = []
     order = generator.permutation(rows)
     waiting: dict[tuple[str, ...], int] = {}
     for row in order:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -126,7 +127,7 @@ class MatchRecipe(Recipe[MatchSettings, MatchConfig, FashionBert]):
                 queries=self.maker if asks else None,
             )
             validation = self.held_out("val", queries=asks, limit=VALIDATED)
-            task = MatchTask(name, self.model, pairs, words, self.combiner(), lambda v=validation: flat(v, self.model))
+            task = MatchTask(name, self.model, pairs, words, self.combiner(), partial(flat, validation, self.model))
             last = asks or not settings.queries.epochs
             yield Stage(task, config, (name, self.model) if last else None)
 
@@ -198,7 +199,7 @@ def make_model(store: Store, settings: MatchSettings) -> tuple[Tokenizer, Fashio
             tokenizer.get_vocab_size(), max_length, hidden_size=settings.hidden_size, layers=settings.layers
         )
         text = TextEncoderConfig(backbone=backbone, projection_dim=settings.hidden_size, max_length=max_length)
-    size = settings.image_height, settings.image_width
+    size = settings.image_size
     patches: PatchGrid | PatchTower
     if settings.image_checkpoint is not None:
         image_encoder = image_encoder_from_checkpoint(settings.image_checkpoint, settings.hidden_size, size)

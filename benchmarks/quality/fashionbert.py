@@ -72,7 +72,7 @@ def main(*, quick: bool, output: Path) -> None:
             generate_sample(feed_path, products=1500, seed=0)
             settings = SMALL.overridden({"pairs.epochs": 2, "queries.epochs": 1})
         feed = open_feed(feed_path, detect_preset(feed_path))
-        store = open_store(feed, Path(folder) / "store", settings.image_height, settings.image_width)
+        store = open_store(feed, Path(folder) / "store", *settings.image_size)
         rows = []
         for name in QUICK if quick else VARIANTS:
             row = measure(store, settings.overridden(VARIANTS[name]), Path(folder) / name, quick=quick)

@@ -250,9 +250,13 @@ def test_closing_the_client_ends_the_calls_of_other_threads(scripted_server: Tri
         client.categorize(title="a")
 
 
+# A shell that puts the tests into the background has them ignore the signal, and their children with them.
 INTERRUPTED = """
+import signal
 import sys
 from client import ShelfwiseClient
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def titles():
     yield None, "a"

@@ -23,7 +23,8 @@ ROOT = Path(shelfwise.__file__).parent
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 # Written by the export beside the model.py files, each a copy of a module of the project.
 COPIED = {"images": "catalogue/images", "colour_labels": "catalogue/colour_labels.py"}
-COPIED |= {"assignment": "models/assignment.py"}
+COPIED |= {"assignment": "models/assignment.py", "served_entities": "catalogue/entities.py"}
+COPIED |= {"served_index": "index/partition.py"}
 
 
 def imported(path: Path) -> set[str]:
