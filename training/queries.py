@@ -80,7 +80,7 @@ class QueryMaker:
         elif phrase == brand and " " in brand:
             other = (brand.split()[0], brand.replace(" ", ""))
         if other and generator.random() < OTHER_WORDING:
-            return other[generator.integers(len(other))]
+            return other[int(generator.integers(len(other)))]
         return phrase
 
 
