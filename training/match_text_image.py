@@ -63,8 +63,8 @@ class MatchSettings(Settings):
         "losses", description="weights of the losses: equal, or adaptive by their softmax or by their gradients' norms"
     )
     alpha: PositiveFloat = Field(1.0, description="evenness of the adaptive weights, at least 1")
-    pairs: TrainConfig = TrainConfig(epochs=10, batch_size=64, learning_rate=1e-3)
-    queries: TrainConfig = TrainConfig(epochs=3, batch_size=64, learning_rate=5e-4)
+    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=64, learning_rate=1e-3)
+    queries: TrainConfig = TrainConfig(epochs=1, batch_size=64, learning_rate=5e-4)
 
 
 class MatchConfig(BundleConfig):
