@@ -65,16 +65,16 @@ def matcher_system(
     if feed is not None:
         calibration = [real_inputs(bundle, whole_products(feed, "train", CALIBRATION_PRODUCTS))]
         inputs = [*inputs, real_inputs(bundle, whole_products(feed, "val", PARITY_PRODUCTS))]
+    readiness = [
+        {"image": base64.b64encode(samples[0].images[0]).decode(), "title": title, "query": query}
+        for title, query in ways_to_ask(samples[0])
+    ]
     return ServedSystem(
-        ensemble=ENSEMBLE,
+        ensembles={ENSEMBLE: readiness},
         graphs=[matcher_graph(bundle, trim=target.runtime is not Runtime.TENSORRT)],
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
-        readiness=[
-            {"image": base64.b64encode(samples[0].images[0]).decode(), "title": title, "query": query}
-            for title, query in ways_to_ask(samples[0])
-        ],
         release={
             "trained_on": bundle.config.training.get("feed"),
             "patches": bundle.config.fashionbert.patches.rows * bundle.config.fashionbert.patches.columns,

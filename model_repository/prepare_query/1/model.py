@@ -44,7 +44,7 @@ class TritonPythonModel:
         self.decoding = DecodingThreads()
 
     def execute(self, requests):
-        """One response a request, of which those with large images come later, as in prepare_product."""
+        """One response a request, of which those that are set aside come later."""
         asked = [Asked(request, self.vocabulary, self.max_characters) for request in requests]
         senders = [request.get_response_sender for request in requests]
         return self.decoding.respond(asked, senders, self.answers, refuse)
