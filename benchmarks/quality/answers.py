@@ -112,7 +112,7 @@ def answers_table(rows: Rows) -> str:
     lines = [
         (
             *(row["tower"], row["asked"], f"{row['top_1']:.4f}", f"{row['top_5']:.4f}", f"{row['near_in_top_5']:.2f}"),
-            *(f"{row['calibration_error']:.3f}", f"{row['sure']['confidence']:.3f}", f"{row['sure']['share']:.1%}"),
+            *(f"{row['calibration_error']:.3f}", lowest(row["sure"]["confidence"]), f"{row['sure']['share']:.1%}"),
             "" if row["sure"]["precision"] is None else f"{row['sure']['precision']:.2%}",
             f"{row['share_by_probability']['0.99']:.1%} / {row['share_by_neighbour_kl']['0.99']:.1%}",
         )
@@ -133,6 +133,11 @@ def answers_table(rows: Rows) -> str:
             ),
         )
     )
+
+
+def lowest(probability: float) -> str:
+    """The probability from which answers are sure, in words where none is."""
+    return f"{probability:.3f}" if probability <= 1 else "never"
 
 
 def risk_coverage(served: Rows) -> str:
