@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from typer.testing import CliRunner
 
@@ -42,10 +42,12 @@ def products(sample_feed: Path) -> list[Product]:
 def checkpoint(kind: str, folder: Path, products: list[Product]) -> Path:
     """A folder of a kind with small random weights, texts with a tokenizer of the commonest words."""
     network(kind).to(torch.bfloat16).save_pretrained(folder / kind)
-    words = sorted({word.lower() for product in products for word in product.title.split()})[:58]
-    vocabulary = {token: number for number, token in enumerate(["[UNK]", "[PAD]", *words])}
+    words = sorted({word for product in products for word in product.title.split()})[:46]
+    vocabulary = {token: number for number, token in enumerate(["[UNK]", "[PAD]", *words])} | {"[EOS]": 49}
     tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # CLIP pools where a text ends.
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 49)])
     tokenizer.save(str(folder / kind / "tokenizer.json"))
     (folder / kind / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
     return folder / kind
