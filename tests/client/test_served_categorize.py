@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import ask
 from client import (
     MAX_IMAGE_BYTES,
     Categorization,
-    DeadlineExceeded,
     InvalidInput,
     Item,
     ShelfwiseClient,
@@ -168,25 +166,6 @@ def test_more_categories_than_the_server_returns_are_refused_with_both_numbers(
     assert len(served.categorize(title="a shoe", k=returned).categories) == returned
     with pytest.raises(InvalidInput, match=f"k is {returned + 1}, but this server returns {returned}"):
         served.categorize(title="a shoe", k=returned + 1)
-
-
-def test_request_given_up_in_one_step_is_not_taken_to_the_next(
-    served: ShelfwiseClient, raw: triton.InferenceServerClient
-) -> None:
-    def executed(model: str) -> int:
-        return int(raw.get_inference_statistics(model).model_stats[-1].inference_count)
-
-    slow = png(Image.new("L", (8000, 8000)))  # few bytes to send, many pixels to decode
-    served.categorize(title=TITLE)
-    decoded, encoded = executed("prepare_product"), executed("categorizer")
-    with pytest.raises(DeadlineExceeded):
-        served.categorize(slow, timeout=0.1)
-    patience = time.monotonic() + 10
-    while executed("prepare_product") == decoded and time.monotonic() < patience:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    assert executed("prepare_product") == decoded + 1
-    assert executed("categorizer") == encoded
 
 
 def test_classification_extension_names_the_most_probable_categories(

@@ -80,4 +80,4 @@ def test_a_system_without_a_single_form_says_so(colour_bundle: Path, tmp_path: P
     command = ["export", str(colour_bundle), "--repository", str(tmp_path / "repository"), "--form", "single"]
     result = CliRunner().invoke(shelfwise.app, command)
     assert result.exit_code == 1
-    assert "match_colours has no single form" in result.output
+    assert "no single form" in result.output
