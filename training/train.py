@@ -70,8 +70,8 @@ class Task(ABC, Generic[Model]):
     def __init__(self) -> None:
         self.combiner: nn.Module = WeightedSum()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Called before every epoch; for targets and rates that change over time."""
+    def start_epoch(self, progress: float) -> None:
+        """Called before every epoch, with 0 for the first and 1 for the last; for targets that change over time."""
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
@@ -166,7 +166,7 @@ def fit(
         for epoch in range(position.epoch, config.epochs):
             first_batch = position.batch if epoch == position.epoch else 0
             sampler.start_at(epoch, first_batch)
-            task.start_epoch(epoch)
+            task.start_epoch(epoch / max(1, config.epochs - 1))
             model.train()
             for done, batch in enumerate(loader, start=first_batch + 1):
                 batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
