@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import Position, Trained
+from .memory import keep_freed_memory
 from .sampling import EpochSampler
 from .settings import TrainConfig
 
@@ -133,6 +134,7 @@ def fit(
         ValueError: `folder` holds a checkpoint of the same task that depends on something else, a rate is given to
             parameters that there are not, or there are fewer examples than a step takes.
     """
+    keep_freed_memory()
     main = accelerator.is_main_process
     device = accelerator.device
     sampler = EpochSampler(
