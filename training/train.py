@@ -72,7 +72,8 @@ class Task(ABC, Generic[Model]):
         self.combiner: nn.Module = WeightedSum()
 
     def start_epoch(self, progress: float) -> None:
-        """Called before every epoch, with 0 for the first and 1 for the last; for targets that change over time."""
+        """Called before every epoch, with 0 for the first and 1 for the last: for targets that change over time, and
+        for modules that are not to be in training mode, as all are by then."""
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
@@ -168,8 +169,8 @@ def fit(
         for epoch in range(position.epoch, config.epochs):
             first_batch = position.batch if epoch == position.epoch else 0
             sampler.start_at(epoch, first_batch)
-            task.start_epoch(epoch / max(1, config.epochs - 1))
             model.train()
+            task.start_epoch(epoch / max(1, config.epochs - 1))
             for done, batch in enumerate(loader, start=first_batch + 1):
                 batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 last = done % config.accumulate == 0
