@@ -22,7 +22,8 @@ from client import (
     ShelfwiseClient,
     ShelfwiseError,
 )
-from models.category_head import way_number
+from client.ensembles import judge
+from models.category_head import NEVER, way_number
 from serving.server import TritonServer
 from training.categorize import CATEGORIZER
 
@@ -84,6 +85,18 @@ def test_an_answer_is_sure_from_the_probability_on_that_the_bundle_asks_in_this_
     assert answer.sure == (answer.categories[0].probability >= float(head.sure_from[way_number(way)]))
     assert_equal_answers(answer, served.categorize(**{name: value for name, value in asked.items() if name in way}))
     assert [found.sure for found in served.judge_many([(None, TITLE)])] == [served.judge(title=TITLE).sure]
+
+
+@pytest.mark.parametrize(("sure_from", "sure"), [(0.8, True), (0.81, False), (0.0, True), (NEVER, False)])
+def test_sure_is_from_the_probability_on_that_the_server_says(sure_from: float, sure: bool) -> None:
+    outputs = {
+        "category": [b"A", b"B"],
+        "category_id": [0, 1],
+        "probability": [0.8, 0.2],
+        "neighbour_kl": [0.1],
+        "sure_from": [sure_from],
+    }
+    assert judge(1).decode((), outputs).sure is sure
 
 
 def test_the_command_says_sure_or_look(served: ShelfwiseClient, categorize_server: TritonServer) -> None:
