@@ -59,6 +59,7 @@ class MatchSettings(Settings):
     visual_words: PositiveInt = Field(256, description="words of the distribution that tells what a patch shows")
     whole_words: bool = Field(True, description="mask whole words, not single tokens")
     patch_modelling: bool = Field(True, description="predict masked patches (MPM)")
+    contrast: bool = Field(True, description="bring words and patches into one space before they meet (ITC)")
     balance: Literal["equal", "losses", "gradients"] = Field(
         "losses", description="weights of the losses: equal, or adaptive by their softmax or by their gradients' norms"
     )
@@ -127,7 +128,8 @@ class MatchRecipe(Recipe[MatchSettings, MatchConfig, FashionBert]):
                 queries=self.maker if asks else None,
             )
             validation = self.held_out("val", queries=asks, limit=VALIDATED)
-            task = MatchTask(name, self.model, pairs, words, self.combiner(), partial(flat, validation, self.model))
+            measure = partial(flat, validation, self.model)
+            task = MatchTask(name, self.model, pairs, words, settings.contrast, self.combiner(), measure)
             last = asks or not settings.queries.epochs
             yield Stage(task, config, (name, self.model) if last else None)
 
@@ -137,7 +139,7 @@ class MatchRecipe(Recipe[MatchSettings, MatchConfig, FashionBert]):
             return EqualWeights()
         if self.settings.balance == "losses":
             return AdaptiveLoss(self.settings.alpha)
-        return GradientAdaptiveLoss(self.model.language_model.encoder.layer[-1].parameters(), self.settings.alpha)
+        return GradientAdaptiveLoss(self.model.patch_projection.parameters(), self.settings.alpha)
 
     def held_out(self, split: Literal["val", "test"], *, queries: bool, limit: int | None = None) -> HeldOutPairs:
         """What a model is asked about a split."""
