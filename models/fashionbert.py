@@ -126,10 +126,7 @@ class FashionBert(nn.Module):
         else:
             self.patch_encoder = TowerPatches(patches, tower)
         count = patches.rows * patches.columns
-        norm = nn.LayerNorm(width)
-        self.patch_projection = nn.Sequential(nn.Linear(self.patch_encoder.width, width), norm)
-        # As wide as the words beside them: patches many times as large would drown their positions and segment.
-        nn.init.constant_(norm.weight, float(self.words.weight.detach().std()))
+        self.patch_projection = nn.Sequential(nn.Linear(self.patch_encoder.width, width), nn.LayerNorm(width))
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
         self.patch_positions = nn.Parameter(torch.empty(count, width).normal_(std=0.02))
         self.segments = nn.Parameter(torch.empty(len(SEGMENTS), width).normal_(std=0.02))

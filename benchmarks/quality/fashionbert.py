@@ -42,6 +42,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "adaptive (softmax of losses)": {},
     "adaptive (gradient norms)": {"balance": "gradients"},
+    "without contrast, as published": {"contrast": False},
     "equal weights": {"balance": "equal"},
     "without MPM": {"patch_modelling": False},
     "single tokens masked": {"whole_words": False},
@@ -56,8 +57,8 @@ SMALL = MatchSettings(
     hidden_size=144,
     layers=2,
     vocab_size=3000,
-    pairs=TrainConfig(epochs=12, batch_size=32, learning_rate=1e-3, warmup=0.05),
-    queries=TrainConfig(epochs=3, batch_size=32, learning_rate=5e-4),
+    pairs=TrainConfig(epochs=6, batch_size=32, learning_rate=1e-3, warmup=0.05),
+    queries=TrainConfig(epochs=2, batch_size=32, learning_rate=5e-4),
 )
 PLANTED = 0.05
 TIMED = 50
