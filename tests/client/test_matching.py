@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
+from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+import shelfwise
+from catalogue.feed import write_feed
+from catalogue.product import Product
 from client import AsyncShelfwiseClient, InvalidInput, RankedSearch, ShelfwiseClient
 from serving.server import TritonServer
 from tests.client.test_ensembles import matched
 
+RUNNER = CliRunner()
 FILTERS = {"brand": ["Puma", "Nike"], "season": "Fall"}
 
 
@@ -49,3 +57,22 @@ def test_a_search_is_ranked_again_by_how_well_query_title_and_image_match(contra
         assert [product.match for product in few.products[4:]] == [None] * 56
         with pytest.raises(InvalidInput, match="rerank matches products with a query"):
             client.search(image=b"1", rerank=5)
+
+
+def test_the_command_line_takes_titles_and_photos_from_a_feed(contract_server: TritonServer, tmp_path: Path) -> None:
+    products = []
+    for rank in range(6):
+        photo = io.BytesIO()
+        Image.new("RGB", (8, 8), (40 * rank, 0, 0)).save(photo, "PNG")
+        products.append(Product(f"red #{rank}", (photo.getvalue(),), f"shirt {rank}", (), {}, "train"))
+    write_feed(tmp_path / "feed.parquet", products)
+    command = ["search", "red", "-k", "4", "--url", contract_server.url, "--rerank", "6"]
+    result = RUNNER.invoke(shelfwise.app, [*command, "--feed", str(tmp_path / "feed.parquet")])
+    assert result.exit_code == 0, result.output
+    score = {item.id: matched(item.title, item.images[0], "red")["probability"] for item in products}
+    best = sorted(score, key=lambda name: score[name], reverse=True)[:4]
+    lines = result.stdout.splitlines()
+    assert [line.split("  ")[1] for line in map(str.strip, lines)] == best
+    assert [float(line.split()[0]) for line in lines] == pytest.approx([score[name] for name in best], abs=1e-4)
+    assert "ranked again in" in result.stderr
+    assert RUNNER.invoke(shelfwise.app, command).exit_code == 2
