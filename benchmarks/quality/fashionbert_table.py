@@ -1,4 +1,4 @@
-"""The table of the FashionBERT suite: matching, ranking by photo and title, re-ranking by query, the audit; and its key.
+"""The table of the FashionBERT suite: matching, ranking by photo and title, re-ranking by query, audit; and its key.
 
 Kept apart from the suite, which needs torch: tables are written and tested without it.
 """
