@@ -51,10 +51,10 @@ class MatchSettings(Settings):
     image_checkpoint: Path | None = Field(
         None, description="Hugging Face folder (ViT, DINOv2, …) whose feature map gives the patches; else a ResNet"
     )
-    grid_rows: PositiveInt = Field(8, description="patches from top to bottom; a checkpoint has its own")
-    grid_columns: PositiveInt = Field(8, description="patches from left to right; a checkpoint has its own")
-    hidden_size: PositiveInt = Field(192, description="width of a BERT from scratch, a multiple of 48")
-    layers: PositiveInt = Field(3, description="of a BERT from scratch")
+    grid_rows: PositiveInt = Field(4, description="patches from top to bottom (8 in the paper); a checkpoint's own")
+    grid_columns: PositiveInt = Field(4, description="patches from left to right (8 in the paper); a checkpoint's own")
+    hidden_size: PositiveInt = Field(144, description="width of a BERT from scratch, a multiple of 48")
+    layers: PositiveInt = Field(2, description="of a BERT from scratch")
     vocab_size: PositiveInt = Field(8000, description="tokens of the tokenizer trained on the feed's titles")
     visual_words: PositiveInt = Field(256, description="words of the distribution that tells what a patch shows")
     whole_words: bool = Field(True, description="mask whole words, not single tokens")
@@ -64,8 +64,8 @@ class MatchSettings(Settings):
         "losses", description="weights of the losses: equal, or adaptive by their softmax or by their gradients' norms"
     )
     alpha: PositiveFloat = Field(1.0, description="evenness of the adaptive weights, at least 1")
-    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=64, learning_rate=1e-3)
-    queries: TrainConfig = TrainConfig(epochs=1, batch_size=64, learning_rate=5e-4)
+    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, warmup=0.05)
+    queries: TrainConfig = TrainConfig(epochs=1, batch_size=32, learning_rate=5e-4)
 
 
 class MatchConfig(BundleConfig):
