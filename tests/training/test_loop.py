@@ -194,7 +194,14 @@ def test_batches_accumulated_are_the_mean_of_their_losses(accelerator: Accelerat
 
 
 class Watched(SidesTask):
-    """Notes what asks for gradients while it is trained."""
+    """Notes what asks for gradients while it is trained, and how far it was at the beginning of every epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress: list[float] = []
+
+    def start_epoch(self, progress: float) -> None:
+        self.progress.append(progress)
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
         self.trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -211,6 +218,7 @@ def test_rates_are_factors_by_name_and_zero_freezes(accelerator: Accelerator, tm
     assert rate["right.weight"] == pytest.approx(0.02)
     fit(task, config, tmp_path, accelerator)
     assert torch.equal(task.model.left[0].weight, before.left[0].weight)
+    assert task.progress == [0.0, 0.5, 1.0]
     assert task.trained == {"left.2.weight", "left.2.bias", "right.weight", "right.bias", "logit_scale"}
     assert not torch.equal(task.model.left[2].weight, before.left[2].weight)
     assert all(parameter.requires_grad for parameter in task.model.parameters()), "frozen for one stage, not for good"
