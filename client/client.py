@@ -331,11 +331,11 @@ class ShelfwiseClient(_Client):
     def match_texts(
         self, image: Image, titles: Sequence[str], query: str | None = None, *, timeout: float | None = None
     ) -> tuple[TextImageMatch, ...]:
-        """`match_text_image` of any number of titles with one image, which the server reads once a 128 of them.
+        """`match_text_image` of any number of titles with one image, which the server reads once for 128 of them.
 
         >>> shoe, dress = client.match_texts("shoe.jpg", ["Puma men running shoes", "Red dress"])
-        >>> shoe.text_cut
-        False
+        >>> 0 <= shoe.probability <= 1
+        True
         """
         return self._run(ask_texts(self._engine, image, titles, query, timeout))
 
