@@ -32,7 +32,7 @@ from .results import (
     to_arrow,
 )
 from .stream import AsyncStream, Progress, Stream, StreamOptions
-from .transport import TLS
+from .transport import TLS, Connection
 
 __all__ = [
     "MAX_IMAGE_BYTES",
@@ -43,6 +43,7 @@ __all__ = [
     "Categorization",
     "Category",
     "ColourMatch",
+    "Connection",
     "DeadlineExceeded",
     "Description",
     "Embedding",
