@@ -481,19 +481,19 @@ def bulk(
     try:
         products = _open(feed, preset, column, "skip")
         job = Job(products, system, out, k, part_rows, anew=anew, only_changed=only_changed)
+        folder = None if repository is None else release_folder(repository, release)
         with shown(products) as show:
-            if ray:
+            if folder is not None and ray:
                 from bulk.on_ray import run_on_ray
 
-                done = run_on_ray(job, repository, release, show, ray_address, workers, batch_size)
+                done = run_on_ray(job, folder, show, address=ray_address, workers=workers, batch_size=batch_size)
             else:
-                address: Any = url or "127.0.0.1:8001"
-                if repository is not None:
-                    folder = release_folder(repository, release)
-                    address = InProcessConnection(folder, system_named(system).ensemble)
-                at_a_time = in_flight or (len(os.sched_getaffinity(0)) if repository else 8)
                 tls = TLS(ca) if ca else None
-                with ShelfwiseClient(address, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
+                at_a_time = in_flight or (len(os.sched_getaffinity(0)) if folder else 8)
+                answers: Any = url or "127.0.0.1:8001"
+                if folder is not None:
+                    answers = InProcessConnection(folder, system_named(system).ensemble)
+                with ShelfwiseClient(answers, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
                     done = run_with_client(job, client, show, batch_size=batch_size, in_flight=at_a_time)
     except (ShelfwiseError, ValueError, ImportError, OSError) as error:
         fail(error)
