@@ -61,15 +61,14 @@ def run_on_ray(
         raise BulkError(f"{release} was made before releases had a digest: export it again")
     if not ray.is_initialized():
         local: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers} if address is None else {}
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     actors = ActorPoolStrategy(size=workers or max(1, int(ray.cluster_resources()["CPU"])))
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    warnings.filterwarnings(
-        "ignore", "The minimum number of concurrent actors", UserWarning
-    )  # of one reader, on purpose
+    # One task reads, on purpose.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     with job.results(model) as results:
         feed = FeedRequests(job, system, model, batch_size, results.earlier)
@@ -117,9 +116,8 @@ class FeedRequests(Datasource):
     def _requests(self) -> Iterator[list[Row] | Exception]:
         feed, system, model, part_rows, earlier = self._arguments
         try:
-            for _, block in groupby(
-                plan(feed, system_named(system), model, part_rows, earlier), key=lambda row: row.block
-            ):
+            rows = plan(feed, system_named(system), model, part_rows, earlier)
+            for _, block in groupby(rows, key=lambda row: row.block):
                 request: list[Row] = []
                 asked = 0
                 for row in block:
