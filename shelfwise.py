@@ -479,7 +479,7 @@ def bulk(
     if repository is not None and url:
         raise typer.BadParameter("give --url or --repository, not both")
     try:
-        products = _open(feed, preset, column, "skip")
+        products = _open(feed, preset, column, "skip", question=True)
         job = Job(products, system, out, k, part_rows, anew=anew, only_changed=only_changed)
         folder = None if repository is None else release_folder(repository, release)
         with shown(products) as show:
@@ -569,9 +569,7 @@ def labels_show(
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
-def _open(
-    path: Path, preset: str | None, columns: list[str] | None, on_error: str, *, merge_case: bool = False
-) -> Feed:
+def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str, **reading: bool) -> Feed:
     from catalogue.feed import detect_preset, open_feed
 
     overrides: dict[str, Any] = {}
@@ -583,7 +581,7 @@ def _open(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
-    return open_feed(path, chosen, on_error, merge_case=merge_case, **overrides)  # type: ignore[arg-type]
+    return open_feed(path, chosen, on_error, **reading, **overrides)  # type: ignore[arg-type]
 
 
 def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:

@@ -444,6 +444,7 @@ def open_feed(
     on_error: Literal["raise", "skip"] = "raise",
     splits: Collection[Split] | None = None,
     merge_case: bool = False,
+    question: bool = False,
     **column_overrides: str | Sequence[str] | None,
 ) -> Feed:
     """Opens a feed by preset and column names.
@@ -454,6 +455,7 @@ def open_feed(
         on_error: what a bad row does, see `Feed`.
         splits: which splits to give out, all when None.
         merge_case: read categories that differ in case alone as one, see `Feed`.
+        question: read id, images and title alone; the other columns may be missing or wrong.
         column_overrides: columns named otherwise than in the preset, see `ColumnMapping.overridden`; for example
             `open_feed("shop.csv", id="sku", image="photo", category=("department", "class"), brand="maker")`.
 
@@ -465,6 +467,7 @@ def open_feed(
     if name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; known: {', '.join(PRESETS)}")
     mapping = PRESETS[name].spelled_as(open_tables(Path(path))[0].columns).overridden(column_overrides)
+    mapping = mapping.question() if question else mapping
     return Feed(path, mapping, on_error=on_error, splits=splits, merge_case=merge_case)
 
 

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 from bulk.in_process import InProcessConnection
 from bulk.job import Job, run_with_client
 from catalogue.feed import open_feed
@@ -27,6 +29,7 @@ from repository.release import current
 from tests.repository.marked_releases import Killer
 
 PART_ROWS = 16
+pa.array([0])  # has pandas imported, where it is there, once and not in every child
 
 
 class WriteKiller(Killer):
