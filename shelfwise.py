@@ -450,7 +450,7 @@ def bulk(
     anew: Annotated[
         bool, typer.Option("--anew", help="Forget what an earlier run left, ask about everything.")
     ] = False,
-    ray: Annotated[bool, typer.Option("--ray", help="On Ray Data, on this machine; needs --repository.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="On Ray Data (shelfwise[ray]); needs --repository.")] = False,
     ray_address: Annotated[
         str | None, typer.Option(envvar="RAY_ADDRESS", help="Of a cluster, with --ray: 'auto' or ray://host:10001.")
     ] = None,

@@ -164,35 +164,71 @@ def plan(feed: Feed, system: BulkSystem, model: str, part_rows: int, earlier: Ea
 def answered(
     rows: Iterator[Row], system: BulkSystem, client: ShelfwiseClient, k: int, options: StreamOptions
 ) -> Iterator[list[Row]]:
-    """The blocks of a plan, with an answer or a reason for every row; raises ShelfwiseError."""
+    """The blocks of a plan, with an answer or a reason for every row; raises ShelfwiseError.
+
+    Requests hold rows of one block, so that an answer is the same to the last bit whichever block a run begins with.
+    The next block is asked about while the last answers of one are on their way.
+    """
+    before: Questions | None = None
     for _, block in groupby(rows, key=lambda row: row.block):
-        whole: list[Row] = []
-        answer_rows(block, whole, system, client, k, options)
-        yield whole
+        questions = Questions(block, system, client, k, options)
+        questions.begin()
+        if before is not None:
+            yield before.answers()
+        questions.ask_all()
+        before = questions
+    if before is not None:
+        yield before.answers()
 
 
-def answer_rows(
-    rows: Iterable[Row], whole: list[Row], system: BulkSystem, client: ShelfwiseClient, k: int, options: StreamOptions
-) -> None:
-    """Asks about those rows that have something to ask; appends all of them to `whole` as they are read."""
-    asked: deque[Row] = deque()
+class Questions:
+    """Rows of which those that have something to ask are asked about."""
 
-    def items() -> Iterator[Any]:
+    def __init__(
+        self, rows: Iterable[Row], system: BulkSystem, client: ShelfwiseClient, k: int, options: StreamOptions
+    ) -> None:
+        self._rows: list[Row] = []
+        self._asked: deque[Row] = deque()
+        self._all_asked = False
+        self._system = system
+        self._stream = iter(system.ask(client, self._items(rows), k, options))
+
+    def begin(self) -> None:
+        """Returns with the first answer, others on their way."""
+        self._take()
+
+    def ask_all(self) -> None:
+        """Returns when all rows are read; the last answers are not there yet."""
+        while not self._all_asked and self._take():
+            pass
+
+    def answers(self) -> list[Row]:
+        """All rows, answered."""
+        while self._take():
+            pass
+        return self._rows
+
+    def _items(self, rows: Iterable[Row]) -> Iterator[Any]:
         for row in rows:
-            whole.append(row)
+            self._rows.append(row)
             if row.item is not None:
-                asked.append(row)
+                self._asked.append(row)
                 item, row.item = row.item, None  # memory is not to grow with a block's images
                 yield item
+        self._all_asked = True
 
-    for answer in system.ask(client, items(), k, options):
-        row = asked.popleft()
+    def _take(self) -> bool:
+        answer = next(self._stream, None)
+        if answer is None:
+            return False
+        row = self._asked.popleft()
         if isinstance(answer, InvalidInput):
             row.reason, row.error = REFUSED, str(answer)
         elif isinstance(answer, ShelfwiseError):
             raise type(answer)(f"product {row.id}: {answer}; the same command goes on from here", status=answer.status)
         else:
-            row.values = system.row(answer)
+            row.values = self._system.row(answer)
+        return True
 
 
 def _row(entry: Any, system: BulkSystem, model: str, block: int) -> Row:

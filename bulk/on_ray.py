@@ -32,7 +32,7 @@ from client import ShelfwiseClient, ShelfwiseError, StreamOptions
 from repository.configs import DIGEST, newest_version, read_config, step_names
 
 from .in_process import InProcessConnection, import_path
-from .job import Job, Progress, Show, answer_rows, finish, plan
+from .job import Job, Progress, Questions, Show, finish, plan
 from .parts import BulkError, Earlier, Row
 from .systems import BulkSystem, system_named
 
@@ -170,8 +170,7 @@ class Answer:
 
     def __call__(self, request: dict[str, bytes]) -> dict[str, bytes]:
         try:
-            rows: list[Row] = []
-            answer_rows(_received(request), rows, self._system, self._client, self._k, self._options)
-            return {COLUMN: pickle.dumps(rows)}
+            questions = Questions(_received(request), self._system, self._client, self._k, self._options)
+            return {COLUMN: pickle.dumps(questions.answers())}
         except (ShelfwiseError, ValueError, OSError) as error:
             return {COLUMN: pickle.dumps(error)}

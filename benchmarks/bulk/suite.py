@@ -46,7 +46,7 @@ Row = dict[str, Any]
 PACKAGES = ("onnxruntime", "pyarrow", "ray", "tritonclient", "grpcio", "numpy", "simplejpeg", "tokenizers")
 BATCH, IN_FLIGHT = 16, 8
 BARE_BATCHES = (4, 8, 16, 32, 64)
-PART_ROWS = 512
+PART_ROWS = 1024
 SERVER, MANY, ASYNC, PERF, BARE, HERE, RAY = (
     "bulk through a server",
     "categorize_many",
@@ -84,7 +84,7 @@ def measure(quick: bool) -> Iterator[Row]:
 
 def rates(chosen: Subject, folder: Path, quick: bool) -> Iterator[Row]:
     """Products a second of every way, in rounds, so that their spread holds the drift of the machine."""
-    count = 2_048 if quick else 16_384
+    count = 4_096 if quick else 16_384
     feed = folder / "feed.parquet"
     whole = itertools.islice(itertools.cycle(chosen.products), count)
     write_feed(feed, (replace(product, id=f"{number:08d}") for number, product in enumerate(whole)))

@@ -95,7 +95,7 @@ def server(folder: Path) -> Iterator[TritonServer]:
 def test_a_killed_server_ends_the_run_and_the_next_one_goes_on(folder: Path, server: TritonServer) -> None:
     rows = products(24, refused=[3])
     gate = folder / "gate"
-    closed = [*rows[:18], replace(rows[18], title=f"gate {gate}"), *rows[19:]]
+    closed = [*rows[:22], replace(rows[22], title=f"gate {gate}"), *rows[23:]]
     feed = feed_of(folder / "gated.parquet", closed)
     out, undisturbed = folder / "job" / "r.parquet", folder / "undisturbed" / "r.parquet"
     options = ["--part-rows", "8", "--batch-size", "4", "--in-flight", "2"]
