@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +67,7 @@ class InProcessConnection:
             for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         for run, inputs, outputs in self._steps:
-            found = run({name: tensors[value] for name, value in inputs.items()})
+            found = run({name: tensors[value] for name, value in inputs.items()}, list(outputs))
             tensors |= {value: found[name] for name, value in outputs.items()}
         return _response(self.config, {output.name: tensors[output.name] for output in request.outputs})
 
@@ -90,9 +90,9 @@ def release_folder(repository: Path, release: int | None) -> Path:
 
 
 class Step(Protocol):
-    """A model: arrays by the names of its inputs to arrays by the names of its outputs; raises ShelfwiseError."""
+    """A model: arrays by the names of its inputs to arrays by the names of outputs; raises ShelfwiseError."""
 
-    def __call__(self, inputs: Arrays) -> Arrays: ...
+    def __call__(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays: ...
 
 
 class PythonStep:
@@ -110,8 +110,9 @@ class PythonStep:
                 }
             )
 
-    def __call__(self, inputs: Arrays) -> Arrays:
-        request = python_backend.InferenceRequest([python_backend.Tensor(*named) for named in inputs.items()])
+    def __call__(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        tensors = [python_backend.Tensor(*named) for named in inputs.items()]
+        request = python_backend.InferenceRequest(tensors, outputs)
         response = self._model.execute([request])[0] or request.later.result()
         if response.error is not None:
             raise error_for(response.error.code, response.error.message)
@@ -126,14 +127,13 @@ class OnnxStep:
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def __call__(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         try:
-            outputs = self._session.run(self._outputs, dict(inputs))
+            found = self._session.run(list(outputs), dict(inputs))
         except Exception as error:  # ONNX Runtime has a class for every state, without a base of their own
             raise error_for("INTERNAL", f"onnx runtime error: {error}") from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        return dict(zip(outputs, found, strict=True))
 
 
 def _step(model: str, release: Path) -> Step:

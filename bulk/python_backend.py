@@ -55,9 +55,13 @@ class InferenceResponse:
 class InferenceRequest:
     """One request, which is its own sender; `later` is the response that comes through it."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], outputs: Sequence[str]) -> None:
         self.tensors = {tensor.name(): tensor for tensor in tensors}
+        self._outputs = list(outputs)
         self.later: Future[InferenceResponse] = Future()
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
 
     def get_response_sender(self) -> InferenceRequest:
         return self
