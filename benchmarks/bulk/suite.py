@@ -2,8 +2,8 @@
 
 Through a server it is compared with perf_analyzer on that server, in process with a bare loop over decoder and network
 with its best batch size, on Ray with the same job without. Rates of a job are those of its parts after the first
-quarter: starting is not counted, reading, hashing, writing and syncing are. A cheap model shows what the job itself costs: its
-memory from ten thousand to a million rows, its rate, and that a hundred kills change nothing.
+quarter: starting is not counted, reading, hashing, writing and syncing are. A cheap model shows what the job itself
+costs: its memory from ten thousand to a million rows, its rate, and that a hundred kills change nothing.
 """
 
 from __future__ import annotations
