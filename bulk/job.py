@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Unpack
@@ -65,11 +65,19 @@ class Job:
 
 @dataclass
 class Progress:
-    """How far a job is: rows of the feed in parts, how many of them were asked about now, how many are rejected."""
+    """How far a job is.
+
+    Attributes:
+        rows: of the feed, in parts.
+        asked: of them, asked about in this run.
+        rejected: of them, without an answer.
+        under_way: answers of the next part.
+    """
 
     rows: int = 0
     asked: int = 0
     rejected: int = 0
+    under_way: int = 0
 
 
 Show = Callable[[Progress], None]
@@ -82,7 +90,7 @@ def run_with_client(
 
     Args:
         client: of servers that all serve the same model, or of a release in this process.
-        show: called after every block.
+        show: called after every request.
         options: of the stream of requests, see `client.StreamOptions`.
 
     Raises:
@@ -92,10 +100,13 @@ def run_with_client(
     """
     system = system_named(job.system)
     model = model_of(client, system.ensemble)
+    done = Progress()
+    options["progress"] = lambda request: show(replace(done, under_way=request.answered))
     with job.results(model) as results:
         rows = plan(job.feed, system, model, job.part_rows, results.earlier)
         blocks = answered(rows, system, client, job.k, options)
-        return finish(job.feed, results, _while_served(blocks, client, system.ensemble, model), show)
+        finish(job.feed, results, _while_served(blocks, client, system.ensemble, model), done, show)
+    return done
 
 
 def _while_served(
@@ -111,9 +122,8 @@ def _while_served(
         yield block
 
 
-def finish(feed: Feed, results: Results, blocks: Iterable[list[Row]], show: Show) -> Progress:
+def finish(feed: Feed, results: Results, blocks: Iterable[list[Row]], done: Progress, show: Show) -> None:
     """Makes parts of blocks, whole ones in order, and of the parts the result; raises BulkError and OSError."""
-    done = Progress()
     before = feed.file_states()
     for block in blocks:
         _check_feed(feed, before)
@@ -124,7 +134,6 @@ def finish(feed: Feed, results: Results, blocks: Iterable[list[Row]], show: Show
         show(done)
     _check_feed(feed, before)
     results.finish()
-    return done
 
 
 def plan(feed: Feed, system: BulkSystem, model: str, part_rows: int, earlier: Earlier) -> Iterator[Row]:

@@ -70,6 +70,7 @@ def run_on_ray(
     # One task reads, on purpose.
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    done = Progress()
     with job.results(model) as results:
         feed = FeedRequests(job, system, model, batch_size, results.earlier)
         requests = (
@@ -77,7 +78,8 @@ def run_on_ray(
             .map(Decode, fn_constructor_args=(release, system.ensemble), compute=actors, num_cpus=0.5)
             .map(Answer, fn_constructor_args=(release, job, batch_size), compute=actors, num_cpus=0.5)
         )
-        return finish(job.feed, results, _blocks(requests.iter_rows()), show)
+        finish(job.feed, results, _blocks(requests.iter_rows()), done, show)
+    return done
 
 
 def _blocks(requests: Iterable[dict[str, bytes]]) -> Iterator[list[Row]]:

@@ -27,7 +27,8 @@ def shown(feed: Feed) -> Iterator[Show]:
         task = bar.add_task("rows", total=feed.row_count(), rate="", rejected=0)
 
         def show(done: Progress) -> None:
-            bar.update(task, completed=done.rows, rejected=done.rejected)
+            reached = max(int(bar.tasks[0].completed), done.rows + done.under_way)
+            bar.update(task, completed=reached, rejected=done.rejected)
             speed = bar.tasks[0].speed
             bar.update(task, rate="" if speed is None else f"{speed:,.0f}/s")
 

@@ -169,7 +169,8 @@ class Clock:
         self.seen: list[tuple[float, int]] = []
 
     def __call__(self, done: Progress) -> None:
-        self.seen.append((time.perf_counter(), done.rows))
+        if not done.under_way:
+            self.seen.append((time.perf_counter(), done.rows))
 
     def rate(self) -> float:
         (begin, first), (end, last) = self.seen[len(self.seen) // 4], self.seen[-1]

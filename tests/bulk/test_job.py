@@ -145,7 +145,7 @@ def test_a_feed_that_changes_under_a_running_job_is_noticed(tmp_path: Path, repo
     job = Job(open_feed(feed), "categorize", out, part_rows=PART_ROWS)
 
     def change(done: Progress) -> None:
-        if done.rows == 2 * PART_ROWS:
+        if done.rows == 2 * PART_ROWS and not done.under_way:
             feed_of(feed, products(31))
 
     with ShelfwiseClient(InProcessConnection(current(repository), "categorize")) as client:
@@ -187,7 +187,7 @@ def test_a_model_that_is_replaced_under_a_running_job_is_noticed(tmp_path: Path,
     servers = [old]
 
     def replace_server(done: Progress) -> None:
-        if done.rows == PART_ROWS:
+        if done.rows == PART_ROWS and not done.under_way:
             old.stop(grace_seconds=1)
             new = TritonServer(current(tmp_path / "new"), grpc_port=port, metrics_port=0, log_file=tmp_path / "new.log")
             new.start()
