@@ -114,6 +114,8 @@ def test_a_changed_feed_is_noticed_and_costs_its_changed_rows_alone(
     answer(feed_of(feed, given), out, repository)
     before = out.read_bytes()
     given[12] = replace(given[12], title="another title")
+    with pytest.raises(BulkError, match=r"row 13 \(id p00012\) is not the one that it was"):
+        answer(feed_of(feed, given), out, repository)
     given = [*reversed(given[:20]), *given[22:], *products(3, first=100)]
     with pytest.raises(BulkError, match=r"has changed since the last run: row 1 .*--only-changed.*--anew"):
         answer(feed_of(feed, given), out, repository)
