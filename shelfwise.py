@@ -265,7 +265,8 @@ def index_catalogue(
     try:
         typer.echo(f"{repository}: release {publish_index(retriever, bundle, repository).number} published")
     except (RepositoryError, SnapshotError) as error:
-        typer.echo(f"not served yet: {error}; `shelfwise export {bundle}` publishes encoder and index together")
+        why = f" ({error})" if repository.exists() else ""
+        typer.echo(f"not served yet{why}: `shelfwise export {bundle}` publishes encoder and index together")
 
 
 @app.command()

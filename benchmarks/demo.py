@@ -21,6 +21,7 @@ from benchmarks import results
 from catalogue.feed import detect_preset, open_feed
 from client import ShelfwiseClient
 from export.systems import SYSTEMS, load_bundle
+from repository.release import Release, current
 from serving.server import TritonServer
 
 LATENCY_REQUESTS = 300
@@ -50,7 +51,7 @@ def main() -> None:
     print(f"starting Triton on {arguments.repository} (log: {log})", flush=True)
     with TritonServer(arguments.repository, grpc_port=0, metrics_port=0, log_file=log) as server:
         with ShelfwiseClient(server.url, timeout=30.0) as client:
-            metadata = client.server_metadata()
+            metadata = client.server_metadata(next(iter(Release.load(current(arguments.repository)).ensembles)))
             print(f"{metadata.name} {metadata.version} is ready on {server.url}\n", flush=True)
             rows += demonstrate(client, feed, arguments.output)
     print(f"results:       {results.write(f'demo-{system.name}', rows, PACKAGES, arguments.output)}")

@@ -6,6 +6,7 @@ Items are named tuples, so that a plain tuple of the same fields is one, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from .results import (
     TextImageMatch,
 )
 
+SMALLEST_FLOAT32 = 2.0**-149
 Values = Mapping[str, Sequence[Any]]
 Filters = Mapping[str, str | Sequence[str]]
 """One value or several by attribute: products that have any of them, and so for every attribute."""
@@ -97,7 +99,9 @@ def judge(k: int) -> Call[Judgement]:
 
     def decode(row: Row, outputs: Values) -> Judgement:
         answer = asked.decode(row, outputs)
-        return Judgement(answer.categories, answer.neighbour_kl, outputs["probability"][0] >= outputs["sure_from"][0])
+        first, second = outputs["probability"][:2]
+        margin = math.log(first / max(second, SMALLEST_FLOAT32))
+        return Judgement(answer.categories, answer.neighbour_kl, margin >= outputs["sure_from"][0])
 
     return Call(asked.name, asked.inputs, {**asked.outputs, "sure_from": (1,)}, asked.encode, decode)
 

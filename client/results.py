@@ -68,8 +68,8 @@ class Judgement(Categorization):
     """The answer for one item, and whether it can be filed without a person.
 
     Attributes:
-        sure: whether the first category is as probable as the bundle asks of an answer that nobody looks at: those are
-            right in the share of cases that its training was told (`--precision`, 99 %).
+        sure: whether the first category is as far ahead of the second as the bundle asks of an answer that nobody looks
+            at: those are right in the share of cases that its training was told (`--precision`, 99 %).
     """
 
     sure: bool

@@ -59,8 +59,9 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups:
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """With the constants of TensorFlow's networks."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    """With the ε of TensorFlow's networks, but not their momentum of 0.99: statistics that follow so slowly belong half
+    to ImageNet when a short training ends, and the network in evaluation is not the one that was trained."""
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class InvertedResidual(nn.Module):

@@ -65,9 +65,9 @@ class CategoryObjective:
         self.codes = codes
         self.label_loss = LabelLoss(scheme.targets(table), gamma=gamma, kl_weight=kl_weight)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Moves on to the targets of an epoch, counted from 0."""
-        self.label_loss.set_targets(self.scheme.targets(self.table, epoch))
+    def start_epoch(self, progress: float) -> None:
+        """Moves on to the targets of an epoch, the first at 0, the last at 1."""
+        self.label_loss.set_targets(self.scheme.targets(self.table, progress))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of a head's logits, [B, C] or [B, F], against labels [B]; `IGNORE_INDEX` counts nothing."""
@@ -185,9 +185,9 @@ class CategoryTask(Task[Model]):
         self.evaluator = evaluator
         self.ways = tuple(ways)
 
-    def start_epoch(self, epoch: int) -> None:
+    def start_epoch(self, progress: float) -> None:
         """Sets the targets of the epoch."""
-        self.objective.start_epoch(epoch)
+        self.objective.start_epoch(progress)
 
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
         """Logits [B, …] of each way to ask."""

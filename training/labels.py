@@ -131,28 +131,28 @@ class LabelScheme:
 
     Attributes:
         representation: see `one_hot`, `uniform`, `neighbour_uniform`, `neighbour_semantic`; `curriculum` is
-            neighbour_semantic hardened every epoch; `binary_codes` is no distribution: the head learns feature codes
-            (`training/feature_codes.py`), and one_hot stands in where a distribution is asked for.
+            neighbour_semantic hardened from epoch to epoch; `binary_codes` is no distribution: the head learns
+            feature codes (`training/feature_codes.py`), and one_hot stands in where a distribution is asked for.
         route: how neighbour_semantic and curriculum turn similarities into weights.
         alpha: mass off the true class, for uniform, neighbour_uniform and route "share".
         temperature: T of route "distance".
-        epsilon: what curriculum multiplies the mass off the true class by after each epoch; 0.5 leaves a hundredth of
-            it after the six to eight epochs that trainings here have, 0.9 would suit some fifty.
+        remaining: what curriculum leaves of the mass off the true class in the last epoch; until then it falls by the
+            same factor every epoch. The paper sets that factor; this way three epochs end as hard as thirty.
     """
 
     representation: Representation = "neighbour_semantic"
     route: SemanticRoute = "similarity"
     alpha: float = 0.1
     temperature: float = 0.1
-    epsilon: float = 0.5
+    remaining: float = 0.01
 
     @property
     def has_codes(self) -> bool:
         """Whether the head learns feature codes."""
         return self.representation == "binary_codes"
 
-    def targets(self, table: NeighbourTable, epoch: int = 0) -> NeighbourTable:
-        """The target distributions of an epoch, counted from 0; only those of `curriculum` change.
+    def targets(self, table: NeighbourTable, progress: float = 0.0) -> NeighbourTable:
+        """The target distributions of an epoch, the first at progress 0, the last at 1; only `curriculum`'s change.
 
         Raises:
             ValueError: on an unknown representation or a number out of range, named.
@@ -166,7 +166,7 @@ class LabelScheme:
         if self.representation not in get_args(Representation):
             raise ValueError(f"label representation {self.representation!r} is none of {get_args(Representation)}")
         semantic = neighbour_semantic(table, self.route, alpha=self.alpha, temperature=self.temperature)
-        return harden(semantic, self.epsilon, epoch) if self.representation == "curriculum" else semantic
+        return harden(semantic, self.remaining, progress) if self.representation == "curriculum" else semantic
 
 
 class NeighbourDivergence(nn.Module):
@@ -256,27 +256,27 @@ def neighbour_semantic(
     return replace(table, weights=weights.float(), background=0.0)
 
 
-def harden(targets: NeighbourTable, epsilon: float, epochs: int) -> NeighbourTable:
-    """Targets after some epochs of the label-similarity curriculum.
+def harden(targets: NeighbourTable, remaining: float, progress: float) -> NeighbourTable:
+    """Targets some way through the label-similarity curriculum.
 
-    Each epoch multiplies the mass off the class itself by ε and renormalises the row; done `epochs` times, that is
-    ε^epochs and one normalisation.
+    Each epoch multiplies the mass off the class itself by the same ε and renormalises the row: together that is one
+    factor, `remaining` to the power of `progress`, and one normalisation.
 
     Args:
-        targets: the targets of epoch 0.
-        epsilon: 0 ≤ ε < 1.
-        epochs: ≥ 0; 0 leaves the targets as they are.
+        targets: the targets of the first epoch.
+        remaining: 0 ≤ remaining < 1, the factor in the last epoch.
+        progress: 0 in the first epoch, which leaves the targets as they are, 1 in the last.
 
     Raises:
-        ValueError: on ε or epochs out of range.
+        ValueError: on a number out of range.
     """
-    if not 0 <= epsilon < 1:
-        raise ValueError(f"epsilon must be in [0, 1); got {epsilon}")
-    if epochs < 0:
-        raise ValueError(f"epochs must be ≥ 0; got {epochs}")
-    if epochs == 0:
+    if not 0 <= remaining < 1:
+        raise ValueError(f"remaining must be in [0, 1); got {remaining}")
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress must be in [0, 1]; got {progress}")
+    if progress == 0:
         return targets
-    left = epsilon**epochs
+    left = remaining**progress
     weights = targets.weights.double()
     weights[:, 1:] *= left
     background = targets.background * left

@@ -71,7 +71,7 @@ class RetrievalSettings(Settings):
     gated: bool = Field(True, description="learned gates; else every group of entities counts the same")
     views: TextViews = Field(TextViews(), description="shares of the training texts in other views than the feed's")
     frozen: TrainConfig = TrainConfig(epochs=10, batch_size=1024, learning_rate=2e-3, weight_decay=1e-4)
-    finetune: TrainConfig = TrainConfig(epochs=3, batch_size=512, learning_rate=5e-4, weight_decay=1e-4)
+    finetune: TrainConfig = TrainConfig(epochs=3, batch_size=512, learning_rate=3e-4, weight_decay=1e-4)
 
 
 class RetrievalConfig(BundleConfig):
@@ -164,7 +164,7 @@ class RetrievalRecipe(Recipe[RetrievalSettings, RetrievalConfig, Retriever]):
             }
             lower = {prefix: settings.tower_rate for prefix, from_elsewhere in pretrained.items() if from_elsewhere}
             config = settings.finetune.model_copy(update={"rates": lower | settings.finetune.rates})
-            task = RetrievalTask("finetune", model, self.examples, settings.views)
+            task = RetrievalTask("finetune", model, self.examples, settings.views, fixed_norms=self.pretrained_image)
             yield Stage(task, config, ("finetuned", model), inputs)
 
     def score(self, model: Retriever) -> float:

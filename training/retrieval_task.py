@@ -35,6 +35,8 @@ class RetrievalTask(Task[Retriever]):
         examples: of all splits.
         views: of the training texts.
         features: of all examples, from `photo_features`, where the image encoder's backbone is frozen.
+        fixed_norms: whether batch norms of the image tower keep their statistics, of a tower that all else was trained
+            on as it is in evaluation; by those of batches it would be another one.
     """
 
     def __init__(
@@ -44,13 +46,21 @@ class RetrievalTask(Task[Retriever]):
         examples: RetrievalExamples,
         views: TextViews,
         features: np.ndarray | None = None,
+        fixed_norms: bool = False,
     ) -> None:
         super().__init__()
+        self.fixed_norms = fixed_norms
         self.name = name
         self.model = model
         self.examples = examples
         self.features = features
         self.dataset = RetrievalPairs(examples, examples.rows("train"), views, features)
+
+    def start_epoch(self, progress: float) -> None:
+        """Sets the mode of the image tower's batch norms."""
+        for module in self.model.image_encoder.backbone.modules() if self.fixed_norms else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
         """The embeddings that the losses compare, [B, D] each, and the scale."""

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import Position, Trained
+from .memory import keep_freed_memory
 from .sampling import EpochSampler
 from .settings import TrainConfig
 
@@ -70,8 +71,9 @@ class Task(ABC, Generic[Model]):
     def __init__(self) -> None:
         self.combiner: nn.Module = WeightedSum()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Called before every epoch; for targets and rates that change over time."""
+    def start_epoch(self, progress: float) -> None:
+        """Called before every epoch, with 0 for the first and 1 for the last: for targets that change over time, and
+        for modules that are not to be in training mode, as all are by then."""
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
@@ -133,6 +135,7 @@ def fit(
         ValueError: `folder` holds a checkpoint of the same task that depends on something else, a rate is given to
             parameters that there are not, or there are fewer examples than a step takes.
     """
+    keep_freed_memory()
     main = accelerator.is_main_process
     device = accelerator.device
     sampler = EpochSampler(
@@ -166,8 +169,8 @@ def fit(
         for epoch in range(position.epoch, config.epochs):
             first_batch = position.batch if epoch == position.epoch else 0
             sampler.start_at(epoch, first_batch)
-            task.start_epoch(epoch)
             model.train()
+            task.start_epoch(epoch / max(1, config.epochs - 1))
             for done, batch in enumerate(loader, start=first_batch + 1):
                 batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 last = done % config.accumulate == 0

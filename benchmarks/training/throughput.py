@@ -168,7 +168,7 @@ def run_steps(task: Task[Any], batch_size: int, steps: int) -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = task.model.to(device, memory_format=torch.channels_last)
     model.train()
-    task.start_epoch(0)
+    task.start_epoch(0.0)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     length = len(task.dataset)  # type: ignore[arg-type]
     sampler = EpochSampler(length, min(batch_size, length), seed=0)

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.nn import BatchNorm2d as Norm
 from torch.nn import functional as F
 
 from catalogue.feed import open_feed
@@ -48,6 +49,16 @@ def test_the_map_is_a_thirty_second_of_the_image() -> None:
     assert output.last_hidden_state.shape == (2, 1280, 4, 3)
     torch.testing.assert_close(output.pooler_output, output.last_hidden_state.mean((2, 3)))
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008 - 1280 * 1000 - 1000
+
+
+def test_statistics_follow_the_images_within_the_steps_of_a_short_training() -> None:
+    """A drawn catalogue has 27: what is evaluated must be what was trained."""
+    norms = [module for module in EfficientNetLite(EfficientNetLiteConfig()).modules() if isinstance(module, Norm)]
+    inputs = torch.randn(8, norms[0].num_features, 4, 4) * 3 + 5
+    for _ in range(27):
+        norms[0].train()(inputs)
+    torch.testing.assert_close(norms[0].eval()(inputs), norms[0].train()(inputs), atol=0.2, rtol=0.1)
+    assert len({norm.momentum for norm in norms}) == 1
 
 
 def test_without_the_package_there_is_no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:

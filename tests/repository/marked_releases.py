@@ -30,19 +30,20 @@ ensemble_scheduling {
 """
 
 
-def publish_marked(repository: Path, ensemble: str, mark: str, *, shared: str = "same") -> int:
-    """The next release, with an ensemble whose own step, labels and readiness requests bear a mark; its number."""
+def publish_marked(repository: Path, *ensembles: str, mark: str, shared: str = "same") -> int:
+    """The next release, with ensembles whose own step, labels and readiness requests bear a mark; its number."""
     with staging(repository) as staged:
-        for model, files in (
-            ("shared", {"config.pbtxt": "", "1/model.onnx": shared}),
-            (f"own_{ensemble}", {"config.pbtxt": "max_batch_size: 1", "1/model.onnx": mark * 1000}),
-            (ensemble, {"config.pbtxt": ENSEMBLE % ensemble, "1/.gitkeep": "", "labels.txt": mark}),
-        ):
-            for name, content in files.items():
-                path = staged / model / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(content)
-        return publish(repository, staged, {ensemble: {"mark": mark}}).number
+        for ensemble in ensembles:
+            for model, files in (
+                ("shared", {"config.pbtxt": "", "1/model.onnx": shared}),
+                (f"own_{ensemble}", {"config.pbtxt": "max_batch_size: 1", "1/model.onnx": mark * 1000}),
+                (ensemble, {"config.pbtxt": ENSEMBLE % ensemble, "1/.gitkeep": "", "labels.txt": mark}),
+            ):
+                for name, content in files.items():
+                    path = staged / model / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(content)
+        return publish(repository, staged, {ensemble: {"mark": mark} for ensemble in ensembles}).number
 
 
 def check_whole(repository: Path) -> None:
@@ -57,7 +58,7 @@ def check_whole(repository: Path) -> None:
 
 def work_without_end(repository: Path) -> None:
     for count in itertools.count():
-        publish_marked(repository, "ab"[count % 2], f"{count}.")
+        publish_marked(repository, "ab"[count % 2], mark=f"{count}.")
         if count % 3 == 2:
             with contextlib.suppress(RepositoryError):  # none before: a killed command's was removed
                 rollback(repository)
@@ -66,7 +67,7 @@ def work_without_end(repository: Path) -> None:
 def kill_at_random(repository: Path, kills: int) -> None:
     """Kills commands at work; each time there is a whole release, the next command goes on, and no rubbish stays."""
     chance = random.Random(0)
-    publish_marked(repository, "a", "first")
+    publish_marked(repository, "a", mark="first")
     for _ in range(kills):
         child = os.fork()
         if not child:
@@ -75,7 +76,7 @@ def kill_at_random(repository: Path, kills: int) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         check_whole(repository)
-        publish_marked(repository, "b", "next")
+        publish_marked(repository, "b", mark="next")
         check_whole(repository)
         hidden = {path.name for path in repository.glob(".*")}
         assert hidden == {LOCK_FILE}, hidden
@@ -97,12 +98,12 @@ class Killer:
 def kill_at_every_step(repository: Path) -> int:
     """Publishes again and again, killed before the first, second … change to the file system; how many there are."""
     for mark in "xyz":
-        publish_marked(repository, "a", mark)
+        publish_marked(repository, "a", mark=mark)
     for step in itertools.count():
         child = os.fork()
         if not child:
             sys.addaudithook(Killer(step))
-            publish_marked(repository, "b", f"{step}.")
+            publish_marked(repository, "b", mark=f"{step}.")
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         check_whole(repository)

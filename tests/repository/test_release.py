@@ -27,8 +27,8 @@ def served(repository: Path) -> Release:
 
 
 def test_a_release_holds_the_systems_of_the_one_before_as_hard_links(tmp_path: Path) -> None:
-    assert publish_marked(tmp_path, "a", "x") == 1
-    assert publish_marked(tmp_path, "b", "y") == 2
+    assert publish_marked(tmp_path, "a", mark="x") == 1
+    assert publish_marked(tmp_path, "b", mark="y") == 2
     release = served(tmp_path)
     release.verify()
     assert set(release.ensembles) == {"a", "b"}
@@ -46,8 +46,8 @@ def test_a_release_holds_the_systems_of_the_one_before_as_hard_links(tmp_path: P
 
 
 def test_an_ensemble_wants_the_steps_that_it_was_published_with(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
-    publish_marked(tmp_path, "a", "y")
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "a", mark="y")
     config = read_config("a", served(tmp_path).folder)
     assert [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step] == [
         ("shared", 1),
@@ -57,20 +57,30 @@ def test_an_ensemble_wants_the_steps_that_it_was_published_with(tmp_path: Path) 
 
 
 def test_a_step_that_differs_stays_what_it_is_for_the_other_ensemble(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
-    publish_marked(tmp_path, "b", "y", shared="another")
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "b", mark="y", shared="another")
     folder = served(tmp_path).folder
     assert (folder / "shared" / "1" / "model.onnx").read_text() == "same"
     assert (folder / "b_shared" / "2" / "model.onnx").read_text() == "another"
     assert [step.model_name for step in read_config("a", folder).ensemble_scheduling.step] == ["shared", "own_a"]
     assert [step.model_name for step in read_config("b", folder).ensemble_scheduling.step] == ["b_shared", "own_b"]
-    publish_marked(tmp_path, "b", "z")  # equal again
+    publish_marked(tmp_path, "b", mark="z")  # equal again
     assert not (served(tmp_path).folder / "b_shared").exists()
 
 
+def test_ensembles_published_together_share_the_step_in_which_they_differ_from_others(tmp_path: Path) -> None:
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "b", "c", mark="y", shared="another")
+    release = served(tmp_path)
+    release.verify()
+    first = [read_config(name, release.folder).ensemble_scheduling.step[0].model_name for name in "abc"]
+    assert first == ["shared", "b_shared", "b_shared"]
+    assert not (release.folder / "c_shared").exists()
+
+
 def test_one_step_alone_is_replaced_and_its_ensemble_follows(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
-    publish_marked(tmp_path, "b", "y")
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "b", mark="y")
     with staging(tmp_path) as staged:  # as an index comes, with a cadence of its own
         shutil.copytree(tmp_path / "2" / "own_b", staged / "own_b")
         (staged / "own_b" / "2").rename(staged / "own_b" / "1")
@@ -85,7 +95,7 @@ def test_one_step_alone_is_replaced_and_its_ensemble_follows(tmp_path: Path) -> 
 
 
 def test_what_belongs_to_no_ensemble_is_refused(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
+    publish_marked(tmp_path, "a", mark="x")
     with staging(tmp_path) as staged:
         shutil.copytree(tmp_path / "1" / "own_a", staged / "stray")
         with pytest.raises(RepositoryError, match="stray: no step of a"):
@@ -100,14 +110,14 @@ def test_what_belongs_to_no_ensemble_is_refused(tmp_path: Path) -> None:
 
 def test_roll_back_removes_nothing_and_the_next_release_goes_on_from_there(tmp_path: Path) -> None:
     for mark in "xyz":
-        publish_marked(tmp_path, "a", mark)
+        publish_marked(tmp_path, "a", mark=mark)
     assert rollback(tmp_path).number == 2
     assert rollback(tmp_path).number == 1
     with pytest.raises(RepositoryError, match="has releases 1, 2, 3, 1 is current: there is none to go back to"):
         rollback(tmp_path)
     assert rollback(tmp_path, 3).number == 3
     rollback(tmp_path)
-    publish_marked(tmp_path, "b", "w")
+    publish_marked(tmp_path, "b", mark="w")
     release = served(tmp_path)
     assert (release.number, release.before, release.version("a")) == (4, 2, 2)
     assert rollback(tmp_path).number == 2, "not the one that was rolled back from"
@@ -115,7 +125,7 @@ def test_roll_back_removes_nothing_and_the_next_release_goes_on_from_there(tmp_p
 
 def test_the_last_releases_are_kept(tmp_path: Path) -> None:
     for count in range(KEPT_RELEASES + 3):
-        publish_marked(tmp_path, "a", f"{count}")
+        publish_marked(tmp_path, "a", mark=f"{count}")
     numbers = list(range(4, 4 + KEPT_RELEASES))
     assert release_numbers(tmp_path) == numbers
     assert {path.name for path in tmp_path.iterdir()} == {*map(str, numbers), "current", LOCK_FILE}
@@ -132,8 +142,8 @@ def test_everything_happens_inside_the_repository(tmp_path: Path) -> None:
 
     watching = True
     sys.addaudithook(watch)
-    publish_marked(repository, "a", "x")
-    publish_marked(repository, "b", "y")
+    publish_marked(repository, "a", mark="x")
+    publish_marked(repository, "b", mark="y")
     watching = False
     assert seen
     assert [path for path in seen if path.is_absolute() and not path.is_relative_to(repository)] == []
@@ -142,7 +152,7 @@ def test_everything_happens_inside_the_repository(tmp_path: Path) -> None:
 
 def test_two_commands_at_once_both_end_in_a_whole_release(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        numbers = list(pool.map(lambda i: publish_marked(tmp_path, "ab"[i % 2], f"{i}."), range(12)))
+        numbers = list(pool.map(lambda i: publish_marked(tmp_path, "ab"[i % 2], mark=f"{i}."), range(12)))
     assert sorted(numbers) == list(range(1, 13))
     assert set(served(tmp_path).ensembles) == {"a", "b"}
     check_whole(tmp_path)
@@ -166,13 +176,13 @@ def run_marked_releases(repository: Path, *arguments: str) -> str:
 
 
 def test_a_full_disk_leaves_the_last_release(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
+    publish_marked(tmp_path, "a", mark="x")
     # A limit on the size of files fails a write half-way, as a full disk does.
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from pathlib import Path; from tests.repository.marked_releases import check_whole, publish_marked;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));"
-        "publish_marked(Path(sys.argv[1]), 'b', 'y')"
+        "publish_marked(Path(sys.argv[1]), 'b', mark='y')"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -193,8 +203,8 @@ def test_a_full_disk_leaves_the_last_release(tmp_path: Path) -> None:
     ids=["flipped bit", "missing", "added", "half a release.json"],
 )
 def test_check_start_and_roll_back_say_what_changed(damage: object, message: str, tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
-    publish_marked(tmp_path, "b", "y")
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "b", mark="y")
     rollback(tmp_path)
     assert callable(damage)
     damage(tmp_path / "1")
@@ -213,8 +223,8 @@ def flip(path: Path) -> None:
 
 
 def test_list_shows_what_the_next_start_serves(tmp_path: Path) -> None:
-    publish_marked(tmp_path, "a", "x")
-    publish_marked(tmp_path, "b", "y")
+    publish_marked(tmp_path, "a", mark="x")
+    publish_marked(tmp_path, "b", mark="y")
     rollback(tmp_path)
     result = CliRunner().invoke(shelfwise.app, ["repository", "list", "--repository", str(tmp_path)])
     assert result.exit_code == 0, result.output

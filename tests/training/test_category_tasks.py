@@ -47,9 +47,9 @@ def dense_objective(logits: torch.Tensor, labels: torch.Tensor, targets: torch.T
 
 @pytest.mark.parametrize("epoch", [0, 1, 4])
 def test_the_objective_is_focal_loss_and_divergence_from_the_epochs_targets(epoch: int) -> None:
-    neighbours, scheme = table(), LabelScheme("curriculum", epsilon=0.5)
+    neighbours, scheme = table(), LabelScheme("curriculum", remaining=0.5**4)
     objective = CategoryObjective(neighbours, scheme, gamma=2.0, kl_weight=1.5)
-    objective.start_epoch(epoch)
+    objective.start_epoch(epoch / 4)
     soft = LabelScheme("neighbour_semantic").targets(neighbours)
     dense = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
     dense.scatter_(1, soft.ids.long(), soft.weights.double())

@@ -177,18 +177,20 @@ def test_distances_beyond_one_weigh_by_softmax() -> None:
 @pytest.mark.parametrize("route", ["similarity", "distance", "share"])
 def test_curriculum_multiplies_and_renormalises_once_an_epoch(table: NeighbourTable, route: str) -> None:
     epsilon = 0.7
-    scheme = LabelScheme("curriculum", route=route, epsilon=epsilon)  # type: ignore[arg-type]
+    scheme = LabelScheme("curriculum", route=route, remaining=epsilon**5)  # type: ignore[arg-type]
     expected = dense_targets(route, cosines(embeddings()), K, alpha=0.1, temperature=0.1)
     off = ~np.eye(CLASSES, dtype=bool)
     for epoch in range(6):
-        np.testing.assert_allclose(dense(scheme.targets(table, epoch)), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(dense(scheme.targets(table, epoch / 5)), expected, atol=1e-6, rtol=0)
         expected[off] *= epsilon
         expected /= expected.sum(axis=1, keepdims=True)
 
 
 def test_curriculum_ends_in_one_hot(table: NeighbourTable) -> None:
-    hardened = LabelScheme("curriculum", epsilon=0.5).targets(table, epoch=2000)
+    hardened = LabelScheme("curriculum", remaining=0.0).targets(table, progress=1.0)
     assert torch.equal(hardened.weights, one_hot(table).weights)
+    almost = LabelScheme("curriculum").targets(table, progress=1.0)
+    assert (almost.weights[:, 0] > 0.95).all()
 
 
 def test_hardening_uniform_targets_keeps_them_distributions(table: NeighbourTable) -> None:
@@ -196,7 +198,7 @@ def test_hardening_uniform_targets_keeps_them_distributions(table: NeighbourTabl
     for _ in range(3):
         expected[~np.eye(CLASSES, dtype=bool)] *= 0.6
         expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(dense(harden(uniform(table, 0.3), 0.6, 3)), expected, atol=1e-6)
+    np.testing.assert_allclose(dense(harden(uniform(table, 0.3), 0.6**3, 1.0)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("representation", ["uniform", "neighbour_uniform", "share"])
@@ -212,7 +214,7 @@ def test_no_mass_off_the_class_is_exactly_one_hot(table: NeighbourTable, represe
 
 def test_targets_keep_the_neighbours_of_the_table(table: NeighbourTable) -> None:
     for representation in ("one_hot", "uniform", "neighbour_uniform", "neighbour_semantic", "curriculum"):
-        found = LabelScheme(representation).targets(table, epoch=1)  # type: ignore[arg-type]
+        found = LabelScheme(representation).targets(table, progress=0.5)  # type: ignore[arg-type]
         assert torch.equal(found.ids, table.ids)
         assert torch.equal(found.similarities, table.similarities)
 
@@ -305,7 +307,7 @@ def test_a_class_without_neighbours_is_named() -> None:
         (LabelScheme("neighbour_uniform", alpha=-0.1), "got -0.1"),
         (LabelScheme("neighbour_semantic", route="share", alpha=float("nan")), "got nan"),
         (LabelScheme("neighbour_semantic", route="distance", temperature=0.0), "temperature must be finite and > 0"),
-        (LabelScheme("curriculum", epsilon=1.0), r"epsilon must be in \[0, 1\); got 1.0"),
+        (LabelScheme("curriculum", remaining=1.0), r"remaining must be in \[0, 1\); got 1.0"),
         (LabelScheme("neighbour_semantic", route="cosine"), "got 'cosine'"),  # type: ignore[arg-type]
         (LabelScheme("smooth"), "'smooth' is none of"),  # type: ignore[arg-type]
     ],

@@ -28,10 +28,10 @@ def batch(rows: int = 16, classes: int = CLASSES, scale: float = 3.0, seed: int 
     return logits, torch.randint(0, classes, (rows,), generator=generator)
 
 
-def targets(representation: str, epoch: int = 2) -> NeighbourTable:
+def targets(representation: str, progress: float = 0.5) -> NeighbourTable:
     vectors = torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(1)) + 0.5
     scheme = LabelScheme(representation)  # type: ignore[arg-type]
-    return scheme.targets(neighbours_of_embeddings(vectors, K), epoch)
+    return scheme.targets(neighbours_of_embeddings(vectors, K), progress)
 
 
 def dense_targets(table: NeighbourTable) -> Tensor:
@@ -141,10 +141,10 @@ def test_mean_is_over_the_rows_that_are_not_ignored(representation: str) -> None
 
 
 def test_new_targets_take_effect_and_stay_out_of_checkpoints() -> None:
-    loss = LabelLoss(targets("curriculum", epoch=0))
+    loss = LabelLoss(targets("curriculum", progress=0.0))
     logits, labels = batch()
-    loss.set_targets(targets("curriculum", epoch=5))
-    assert torch.equal(loss(logits, labels), LabelLoss(targets("curriculum", epoch=5))(logits, labels))
+    loss.set_targets(targets("curriculum", progress=1.0))
+    assert torch.equal(loss(logits, labels), LabelLoss(targets("curriculum", progress=1.0))(logits, labels))
     loss.set_targets(targets("uniform"))
     assert torch.equal(loss(logits, labels), LabelLoss(targets("uniform"))(logits, labels))
     assert loss.state_dict() == {}

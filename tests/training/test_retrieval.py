@@ -187,6 +187,23 @@ def test_gradient_caching_is_the_plain_large_batch(recipe: RetrievalRecipe, tmp_
         torch.testing.assert_close(trained[1][name], tensor, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_norms_keep_the_statistics_of_a_pretrained_tower_alone(
+    recipe: RetrievalRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
+) -> None:
+    monkeypatch.setattr(recipe, "pretrained_image", pretrained)
+    tower = recipe.model.image_encoder.backbone
+    start = {name: tensor.clone() for name, tensor in recipe.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    monkeypatch.setattr(recipe.settings, "frozen", TrainConfig(epochs=0))
+    task = next(recipe.stages()).task
+    fit(task, TrainConfig(epochs=1, batch_size=96, learning_rate=1e-3), tmp_path, make_accelerator())
+    moved = {name for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.endswith("running_mean") for name in moved) is not pretrained
+    assert any(name.endswith("weight") for name in moved), "what is not a statistic is trained"
+    recipe.model.load_state_dict(start)
+
+
 def test_features_of_a_frozen_tower_are_what_it_would_compute(recipe: RetrievalRecipe) -> None:
     rows = recipe.examples.held_out("test")[:20]
     features = photo_features(recipe.model.image_encoder, recipe.examples)

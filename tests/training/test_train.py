@@ -100,8 +100,11 @@ def test_two_processes_train_under_accelerate_launch(sample_feed: Path, tmp_path
     assert set(bundle.config.metrics) == {"served", "frozen", "finetuned"}
 
 
-def test_another_configuration_does_not_continue_a_checkpoint(sample_feed: Path, unbroken_run: Path) -> None:
-    command = [*train_command(sample_feed, unbroken_run), "--seed", "7"]
+@pytest.mark.parametrize("changed", [("--seed", "7"), ("--kl-weight", "0.5")])
+def test_another_configuration_does_not_continue_a_checkpoint(
+    sample_feed: Path, unbroken_run: Path, changed: tuple[str, str]
+) -> None:
+    command = [*train_command(sample_feed, unbroken_run), *changed]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=200)
     assert finished.returncode == 1
     assert "belongs to a run with other settings" in finished.stderr
