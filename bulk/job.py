@@ -154,7 +154,7 @@ def plan(feed: Feed, system: BulkSystem, model: str, part_rows: int, earlier: Ea
             ids, keys = earlier.rows(part.file) if part else ([], [])
         last = block
         row = _row(entry, system, model, block)
-        if place < len(keys) and ids[place] == row.id:
+        if place < len(keys) and keys[place] == row.key and ids[place] == row.id:
             assert part is not None
             row.known = part.file, place
         elif earlier.anywhere:
