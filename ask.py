@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from client import Categorization, ShelfwiseClient
+    from catalogue.product import Product
+    from client import Categorization, FoundProduct, ShelfwiseClient
 
 app = typer.Typer()
 
@@ -179,6 +180,9 @@ def search(
         list[str] | None, typer.Option("--filter", help="ATTRIBUTE=VALUE, any attribute of the index; repeatable.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Products to list.")] = 10,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Rank so many again by whether query, title and photo match; needs --feed.")
+    ] = 0,
     feed: Annotated[Path | None, typer.Option(help="Feed of the products, for titles and pictures.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the hits to this PNG; needs --feed.")] = None,
     as_json: JsonOption = False,
@@ -190,6 +194,8 @@ def search(
     """Ask a running server for the products nearest to a text, an image or a product, or to many (--json)."""
     if picture is not None and feed is None:
         raise typer.BadParameter("--picture needs --feed, where the photos are")
+    if rerank and (feed is None or query is None):
+        raise typer.BadParameter("--rerank needs a query to match, and --feed, where titles and photos are")
     filters: dict[str, list[str]] = {}
     named = [("brand", brand), ("base_colour", colour), ("category", category)]
     for attribute, values in [*named, *(_filter(entry) for entry in other or [])]:
@@ -199,13 +205,20 @@ def search(
         if as_json and query is None and image is None and like is None:
             fields = ("query", "image", "like")
             return _pipe(fields, lambda items: client.search_many(items, k=k, filters=filters))
-        answer = client.search(query, image, like, k=k, filters=filters)
-        titles: dict[str, str] = {}
+        from client import RankedSearch
+
+        products: Iterable[Product] = ()
         if feed is not None:
             from catalogue.feed import detect_preset, open_feed
+
+            products = open_feed(feed, detect_preset(feed), "skip")
+        listings = {it.id: (it.title, it.images[0]) for it in products if it.images} if rerank else {}
+        answer = client.search(query, image, like, k=k, filters=filters, rerank=rerank, listings=listings)
+        titles: dict[str, str] = {}
+        if feed is not None:
             from catalogue.search_sheet import SheetSearch, draw_search_sheet, sheet_hits
 
-            hits = sheet_hits(answer.products, open_feed(feed, detect_preset(feed), "skip"))
+            hits = sheet_hits(answer.products, products)
             titles = {product.product_id: hit.title for product, hit in zip(answer.products, hits, strict=True)}
             if picture is not None:
                 asked = image.read_bytes() if image is not None else None
@@ -216,10 +229,12 @@ def search(
             _table(
                 ("score", "product", "photo", "matched", "title"),
                 [
-                    (f"{p.score:7.4f}", p.product_id, str(p.photo), ", ".join(p.matched), titles.get(p.product_id, ""))
+                    (_score(p), p.product_id, str(p.photo), ", ".join(p.matched), titles.get(p.product_id, ""))
                     for p in answer.products
                 ],
             )
+            if isinstance(answer, RankedSearch):
+                typer.echo(f"ranked again in {1e3 * answer.seconds:.0f} ms", err=True)
         return 0
 
     _run(ask, url, timeout, ca, header)
@@ -248,9 +263,17 @@ def match(
             typer.echo(json.dumps(answer.to_dict()))
         else:
             typer.echo(f"{answer.probability:7.4f}")
+            if answer.text_cut:
+                typer.echo("the text is longer than the model reads: this is about its beginning", err=True)
         return 0
 
     _run(ask, url, timeout, ca, header)
+
+
+def _score(product: FoundProduct) -> str:
+    """What a product was ranked by: how well it matches where it was ranked again, else its similarity."""
+    match = getattr(product, "match", None)
+    return f"{product.score if match is None else match:7.4f}"
 
 
 def _filter(entry: str) -> tuple[str, list[str]]:

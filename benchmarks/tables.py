@@ -19,6 +19,7 @@ from benchmarks.kernels.report import cpu_table, label_kl_table, matcher_table
 from benchmarks.markdown import Rows, provenance
 from benchmarks.quality.answers import answers_table
 from benchmarks.quality.colour_table import matching_table
+from benchmarks.quality.fashionbert_table import fashionbert_table
 from benchmarks.quality.labels import labels_table
 from benchmarks.results import NOT_MEASURED, RESULTS, ROOT, read
 from benchmarks.serving import report as serving
@@ -43,6 +44,7 @@ def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "kernel-1-cpu": ("label_kl_cpu", cpu_table),
         "labels": ("labels", labels_table),
         "answers": ("answers", answers_table),
+        "fashionbert": ("fashionbert", fashionbert_table),
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),
         "export-match-colours": ("export_match_colours", forms_table),

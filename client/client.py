@@ -17,6 +17,7 @@ from .engine import Engine, checked_seconds
 from .ensembles import Description, Filters, Item, Photos, Query, TextAndImage
 from .http_transport import HttpConnection
 from .images import Image
+from .matching import Listings, ask_texts, search_ranked
 from .results import (
     Categorization,
     ColourMatch,
@@ -40,7 +41,7 @@ ItemFields = Item | tuple[Image | None, str | None]
 PhotosFields = Photos | tuple[Sequence[Image], Sequence[str]]
 DescriptionFields = Description | tuple[str, Sequence[str | None]]
 QueryFields = Query | tuple[str | None, Image | None] | tuple[str | None, Image | None, str | None]
-TextAndImageFields = TextAndImage | tuple[str, Image, str | None]
+TextAndImageFields = TextAndImage | tuple[str | None, Image, str | None]
 
 
 class _Client:
@@ -275,6 +276,8 @@ class ShelfwiseClient(_Client):
         *,
         k: int = 10,
         filters: Filters | None = None,
+        rerank: int = 0,
+        listings: Listings | None = None,
         timeout: float | None = None,
     ) -> SearchResult:
         """The products nearest to a text, an image, a known product, entities, or to several of them together.
@@ -289,9 +292,16 @@ class ShelfwiseClient(_Client):
             entities: [E] in the order of the served bundle; None or empty is an absent one.
             k: how many products; there may be fewer that the filters keep.
             filters: values by attribute, {"base_colour": ["Black", "Navy Blue"], "category": "Apparel > Topwear"}.
+            rerank: how many of the products found are ranked again, by whether query, title and photo belong together
+                (`match_text_image`); the result is then a `RankedSearch`, which says how long that took.
+            listings: title and photo of products by id, needed for `rerank`.
             timeout: seconds for the whole call; None takes the client's.
         """
-        return self._run(self._engine.ask(ensembles.search(k, filters), (query, image, like, entities), timeout))
+        asked = Query(query, image, like, entities)
+        if not rerank:
+            return self._run(self._engine.ask(ensembles.search(k, filters), asked, timeout))
+        call = ensembles.search(max(k, rerank), filters)
+        return self._run(search_ranked(self._engine, call, asked, listings or {}, k, rerank, timeout))
 
     def search_many(
         self,
@@ -305,9 +315,9 @@ class ShelfwiseClient(_Client):
         return self._many(ensembles.search(k, filters), queries, options)
 
     def match_text_image(
-        self, title: str, image: Image, query: str | None = None, *, timeout: float | None = None
+        self, title: str | None, image: Image, query: str | None = None, *, timeout: float | None = None
     ) -> TextImageMatch:
-        """How probable it is that a title, an image and perhaps a query belong together.
+        """How probable it is that a title, an image and perhaps a query belong together; title or query may be absent.
 
         >>> 0 <= client.match_text_image("Puma men running shoes", "shoe.jpg").probability <= 1
         True
@@ -319,6 +329,17 @@ class ShelfwiseClient(_Client):
     ) -> Stream[TextImageMatch]:
         """`match_text_image` of many pairs, as `categorize_many` does it."""
         return self._many(ensembles.match_text_image(), pairs, options)
+
+    def match_texts(
+        self, image: Image, titles: Sequence[str], query: str | None = None, *, timeout: float | None = None
+    ) -> tuple[TextImageMatch, ...]:
+        """`match_text_image` of any number of titles with one image, which the server reads once for 128 of them.
+
+        >>> shoe, dress = client.match_texts("shoe.jpg", ["Puma men running shoes", "Red dress"])
+        >>> 0 <= shoe.probability <= 1
+        True
+        """
+        return self._run(ask_texts(self._engine, image, titles, query, timeout))
 
     def is_ready(self, model: str = "categorize", *, timeout: float | None = None) -> bool:
         """Whether a server says that a model, "categorize" or "match_colours", is ready; False without an answer.
@@ -418,6 +439,7 @@ class AsyncShelfwiseClient(_Client):
     search_many = _streamed(ShelfwiseClient.search_many)
     match_text_image = _awaited(ShelfwiseClient.match_text_image)
     match_text_image_many = _streamed(ShelfwiseClient.match_text_image_many)
+    match_texts = _awaited(ShelfwiseClient.match_texts)
     is_ready = _awaited(ShelfwiseClient.is_ready)
     server_metadata = _awaited(ShelfwiseClient.server_metadata)
     model_digests = _awaited(ShelfwiseClient.model_digests)

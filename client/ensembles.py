@@ -6,7 +6,6 @@ Items are named tuples, so that a plain tuple of the same fields is one, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +24,6 @@ from .results import (
     TextImageMatch,
 )
 
-SMALLEST_FLOAT32 = 2.0**-149
 Values = Mapping[str, Sequence[Any]]
 Filters = Mapping[str, str | Sequence[str]]
 """One value or several by attribute: products that have any of them, and so for every attribute."""
@@ -66,10 +64,18 @@ class Query(NamedTuple):
 
 
 class TextAndImage(NamedTuple):
-    """A product's title and image, and the query that they may fit, which may be absent."""
+    """A product's title and image, and the query that they may fit; title or query may be absent, not both."""
 
-    title: str
+    title: str | None
     image: Image
+    query: str | None = None
+
+
+class TextsAndImage(NamedTuple):
+    """An image, the titles that may be its own, and the query that they may fit."""
+
+    image: Image
+    titles: Sequence[str]
     query: str | None = None
 
 
@@ -99,9 +105,7 @@ def judge(k: int) -> Call[Judgement]:
 
     def decode(row: Row, outputs: Values) -> Judgement:
         answer = asked.decode(row, outputs)
-        first, second = outputs["probability"][:2]
-        margin = math.log(first / max(second, SMALLEST_FLOAT32))
-        return Judgement(answer.categories, answer.neighbour_kl, margin >= outputs["sure_from"][0])
+        return Judgement(answer.categories, answer.neighbour_kl, outputs["probability"][0] >= outputs["sure_from"][0])
 
     return Call(asked.name, asked.inputs, {**asked.outputs, "sure_from": (1,)}, asked.encode, decode)
 
@@ -178,13 +182,35 @@ def match_text_image() -> Call[TextImageMatch]:
 
     def encode(item: Any) -> Row:
         title, image, query = _fields(TextAndImage, item)
-        return [utf8(query, "query")], [utf8(title, "title")], [_image(image, "image")]
+        return asked.encode((image, [title or ""], query))
 
     def decode(row: Row, outputs: Values) -> TextImageMatch:
-        return TextImageMatch(outputs["probability"][0])
+        return asked.decode(row, outputs)[0]
 
-    inputs = {"query": 1, "title": 1, "image": 1}
-    return Call("match_text_image", inputs, {"probability": (1,)}, encode, decode)
+    asked = match_texts()
+    return Call(asked.name, {**asked.inputs, "title": 1}, asked.outputs, encode, decode)
+
+
+def match_texts() -> Call[tuple[TextImageMatch, ...]]:
+    """An image, titles and perhaps a query → how probable it is for each title that all belong together."""
+
+    def encode(item: Any) -> Row:
+        image, titles, query = _fields(TextsAndImage, item)
+        if isinstance(titles, (str, bytes)) or not isinstance(titles, Sequence) or not titles:
+            raise InvalidInput(f"titles must be a sequence of at least one text, not {titles!r:.60}")
+        name = "title" if len(titles) == 1 else "title {}"
+        texts = [utf8(title, name.format(place)) for place, title in enumerate(titles)]
+        asked = utf8(query, "query")
+        for place, text in enumerate(texts):
+            if not text.strip() and not asked.strip():
+                raise InvalidInput(f"{name.format(place)} and query are both empty: at least one of them is needed")
+        return [asked], texts, [_image(image, "image")]
+
+    def decode(row: Row, outputs: Values) -> tuple[TextImageMatch, ...]:
+        return tuple(map(TextImageMatch, outputs["probability"], outputs["text_cut"]))
+
+    inputs: Inputs = {"query": 1, "title": "T", "image": 1}
+    return Call("match_text_image", inputs, {"probability": ("T",), "text_cut": ("T",)}, encode, decode)
 
 
 def _encode_photos(item: Any) -> Row:

@@ -68,8 +68,8 @@ class Judgement(Categorization):
     """The answer for one item, and whether it can be filed without a person.
 
     Attributes:
-        sure: whether the first category is as far ahead of the second as the bundle asks of an answer that nobody looks
-            at: those are right in the share of cases that its training was told (`--precision`, 99 %).
+        sure: whether the first category is as probable as the bundle asks of an answer that nobody looks at: those are
+            right in the share of cases that its training was told (`--precision`, 99 %).
     """
 
     sure: bool
@@ -134,10 +134,39 @@ class SearchResult(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class RankedProduct(FoundProduct):
+    """One product of a search that was ranked again.
+
+    Attributes:
+        match: how probable it is that query, title and photo belong together; None where it was not asked.
+    """
+
+    match: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedSearch(SearchResult):
+    """What a search found, the most probable match first, and behind them what was not ranked again.
+
+    Attributes:
+        seconds: that ranking again took, beyond the search itself.
+    """
+
+    products: tuple[RankedProduct, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TextImageMatch(Record):
-    """How probable it is that text and image belong together, between 0 and 1."""
+    """Whether text and image belong together.
+
+    Attributes:
+        probability: between 0 and 1.
+        text_cut: the title or the query is longer than the model reads: the answer is about its beginning.
+    """
 
     probability: float
+    text_cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +178,7 @@ class ServerMetadata(Record):
     model_versions: tuple[str, ...]
 
 
-def to_arrow(answers: Iterable[Record | tuple[ColourMatch, ...] | ShelfwiseError]) -> pyarrow.Table:
+def to_arrow(answers: Iterable[Record | tuple[Record, ...] | ShelfwiseError]) -> pyarrow.Table:
     """Answers of a stream as a table, a row each; `error` says what failed. Its `to_pandas()` gives a data frame.
 
     Raises:

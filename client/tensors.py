@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from .errors import ServerError
 
-_FORMATS = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q"}  # Triton's element type -> struct's
+_FORMATS = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q", "BOOL": "?"}  # Triton's element type -> struct's
 
 
 class Tensor(NamedTuple):

@@ -29,6 +29,7 @@ from .system import ExportTarget, ServedSystem, copy_module
 from .systems import System
 
 ENSEMBLE = "match_text_image"
+EXAMPLE_TITLES = 3
 
 
 class ServedMatcher(nn.Module):
@@ -47,13 +48,27 @@ class ServedMatcher(nn.Module):
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, query_ids: Tensor, query_mask: Tensor
     ) -> Tensor:
-        """[B, 1] probabilities of pixels [B, H, W, 3] uint8 and tokens [B, L] int64; a query may be masked whole."""
+        """The probabilities of T titles a photo; the photo is read once.
+
+        Args:
+            pixel_values: [B, H, W, 3] uint8.
+            input_ids, attention_mask: [B, T, L] int64.
+            query_ids, query_mask: [B, L] int64; a query may be masked whole.
+
+        Returns:
+            [B, T] float32.
+        """
+        shape = input_ids.shape[:2]
+        input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
         if self.trim:
             input_ids, attention_mask = trimmed(input_ids, attention_mask)
             query_ids, query_mask = trimmed(query_ids, query_mask)
-        patches = self.model.patches(pixel_values)
+        patches = self.model.patches(pixel_values).unsqueeze(1).expand(-1, shape[1], -1, -1).flatten(0, 1)
+        query_ids, query_mask = (
+            tokens.unsqueeze(1).expand(-1, shape[1], -1).flatten(0, 1) for tokens in (query_ids, query_mask)
+        )
         logits = self.model.match(patches, input_ids, attention_mask, query_ids, query_mask)
-        return torch.sigmoid(logits.float()).unsqueeze(1)
+        return torch.sigmoid(logits.float()).unflatten(0, shape)
 
 
 def matcher_system(
@@ -72,6 +87,7 @@ def matcher_system(
     return ServedSystem(
         ensembles={ENSEMBLE: readiness},
         graphs=[matcher_graph(bundle, trim=target.runtime is not Runtime.TENSORRT)],
+        axis_ranges={"titles": (1, 1, 128)},  # prepare_match's MOST_TITLES
         inputs=inputs,
         calibration=calibration,
         write_files=lambda path: _write_files(bundle, bundle_folder, path),
@@ -88,12 +104,14 @@ def matcher_graph(bundle: MatchBundle, *, trim: bool = True) -> GraphSpec:
     config = bundle.config.fashionbert
     tokens = torch.ones(EXAMPLE_ROWS, config.text.max_length, dtype=torch.int64)
     pixels = torch.zeros(EXAMPLE_ROWS, config.patches.height, config.patches.width, 3, dtype=torch.uint8)
-    texts = {name: tokens.clone() for name in ("input_ids", "attention_mask", "query_ids", "query_mask")}
+    titles = {name: tokens.unsqueeze(1).repeat(1, EXAMPLE_TITLES, 1) for name in ("input_ids", "attention_mask")}
+    queries = {name: tokens.clone() for name in ("query_ids", "query_mask")}
     return GraphSpec(
         "text_image_matcher",
         ServedMatcher(bundle.model, trim=trim),
-        {"pixel_values": pixels, **texts},
+        {"pixel_values": pixels, **titles, **queries},
         ["probability"],
+        dynamic_axes={name: {1: "titles"} for name in titles},
     )
 
 
@@ -113,8 +131,8 @@ def real_inputs(bundle: MatchBundle, products: Sequence[Product]) -> dict[str, T
     query_mask[[not query for _, _, query in asked]] = 0
     arrays = {
         "pixel_values": pixels,
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
+        "input_ids": input_ids[:, None],
+        "attention_mask": attention_mask[:, None],
         "query_ids": query_ids,
         "query_mask": query_mask,
     }

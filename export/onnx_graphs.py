@@ -138,8 +138,7 @@ class ServedCategoryHead(nn.Module):
             category_id [B, k] int32 and probability [B, k] float32, most probable first; neighbour_kl [B, 1] float32,
             KL(soft label of the first category ‖ the distribution as it was trained), which finds more mistakes than
             with the calibrated one: that is sharper than any soft label; class_probability [B, C] float32;
-            sure_from [B, 1] float32, the margin (log of first over second probability) from which an answer to such a
-                question needs no person.
+            sure_from [B, 1] float32, the probability from which an answer to such a question needs no person.
         """
         way = way_asked(image_present, text_present)
         logits = self.head(image_embeds, text_embeds, image_present, text_present)

@@ -3,8 +3,8 @@
 Image and text embedding -> attention -> MLP -> a logit per class, or one per feature of binary feature codes, from
 which `class_logits` reads the classes.  A missing image or title is legal input; a learned "absent" embedding takes its
 place, so the head knows the difference between "no title" and "a title that says nothing".  Each way to ask has a
-temperature of its own, fitted once training is over (Guo et al., ICML 2017), and a margin from which an answer is filed
-without a person.
+temperature of its own, fitted once training is over (Guo et al., ICML 2017), and a probability from which an answer is
+filed without a person.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .attention import SelfAttention
 
 WAYS = {"image + title": (True, True), "image": (True, False), "title": (False, True)}
 """The ways to ask about a product, and whether each gives its image and its title."""
-NEVER = 1e6  # a margin that no answer has; finite, since exported numbers are compared
+NEVER = 2.0  # a probability that no answer has
 
 
 class CategoryHeadConfig(BaseModel):
@@ -42,7 +42,7 @@ class CategoryHead(nn.Module):
 
     Attributes:
         temperature: [3], what divides the logits of each of the `WAYS` to ask; 1 until it is fitted.
-        sure_from: [3], the `margin` from which an answer can be filed unseen; `NEVER` until it is fitted.
+        sure_from: [3], the probability from which an answer can be filed unseen; `NEVER` until it is fitted.
     """
 
     codes: Tensor | None
@@ -108,19 +108,6 @@ class CategoryHead(nn.Module):
             way: [B] int64, by `way_asked`, or the `way_number` of all rows.
         """
         return torch.log_softmax(self.class_logits(logits).float() / self.temperature[way].reshape(-1, 1), dim=-1)
-
-
-def margin(log_probability: Tensor) -> Tensor:
-    """How far the first answer is ahead of the second, [B]: the log of how many times as probable it is.
-
-    Mistakes have a smaller one than right answers, more so than they have a smaller probability: soft labels keep the
-    probabilities of all sure answers alike.
-
-    Args:
-        log_probability: [B, C], C >= 2.
-    """
-    first, second = log_probability.topk(2).values.unbind(1)
-    return first - second
 
 
 def way_number(way: str) -> int:

@@ -1,11 +1,10 @@
 """Honest probabilities, and what they are worth: which answers need no person.
 
 A temperature is fitted by maximum likelihood on products kept aside (Guo et al., "On Calibration of Modern Neural
-Networks", ICML 2017); a threshold is the lowest margin of the first answer over the second from which answers are right
-as often as was asked for, one mistake more counted than was seen (the selection of conformal risk control, Angelopoulos
-et al., 2022), so that few products make no promise.  What follows for a catalogue is risk against coverage (Geifman and
-El-Yaniv, 2017): the share of products filed without a person and how many of those are right, by margin, by probability
-and by `neighbour_kl`.
+Networks", ICML 2017); a threshold is the lowest probability from which answers are right as often as was asked for,
+one mistake more counted than was seen (the selection of conformal risk control, Angelopoulos et al., 2022), so that few
+products make no promise.  What follows for a catalogue is risk against coverage (Geifman and El-Yaniv, 2017): the share
+of products filed without a person and how many of those are right, by probability and by `neighbour_kl`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.category_head import NEVER, CategoryHead, margin, way_number
+from models.category_head import NEVER, CategoryHead, way_number
 
 from .category_tasks import logits_by_way
 from .embeddings import Embeddings
@@ -74,12 +73,12 @@ class Filing:
     """What is filed without a person from a confidence on, and how much of it rightly.
 
     Attributes:
-        confidence: the lowest that is filed; None where nothing is.
+        confidence: the lowest that is filed.
         share: of all products that are filed.
         precision: share of those that are right; None where nothing is filed.
     """
 
-    confidence: float | None
+    confidence: float
     share: float
     precision: float | None
 
@@ -87,8 +86,7 @@ class Filing:
 def filing(confidence: np.ndarray, right: np.ndarray, lowest: float) -> Filing:
     """What is filed of answers [N] when those of `lowest` confidence and above are."""
     sure = confidence >= lowest
-    precision = float(right[sure].mean()) if sure.any() else None
-    return Filing(lowest if lowest < NEVER else None, float(sure.mean()), precision)
+    return Filing(lowest, float(sure.mean()), float(right[sure].mean()) if sure.any() else None)
 
 
 def share_at(confidence: np.ndarray, right: np.ndarray, precision: float) -> float:
@@ -117,19 +115,15 @@ class AnswerReport:
         temperature: the logits are divided by.
         sure: what is filed at the threshold chosen on the validation split.
         by_probability: what is filed from each of the `CONFIDENCES` on.
-        share_by_margin, share_by_probability, share_by_neighbour_kl: by each of the `PRECISIONS`, the largest share
-            that could be filed.
-        mistakes_found_by_margin, mistakes_found_by_probability, mistakes_found_by_neighbour_kl: the area under the ROC
-            curve.
+        share_by_probability, share_by_neighbour_kl: by each of the `PRECISIONS`, the largest share that could be filed.
+        mistakes_found_by_probability, mistakes_found_by_neighbour_kl: the area under the ROC curve.
     """
 
     temperature: float
     sure: Filing
     by_probability: Sequence[Filing]
-    share_by_margin: dict[str, float]
     share_by_probability: dict[str, float]
     share_by_neighbour_kl: dict[str, float]
-    mistakes_found_by_margin: float | None
     mistakes_found_by_probability: float | None
     mistakes_found_by_neighbour_kl: float | None
 
@@ -147,9 +141,8 @@ def calibrate_head(head: CategoryHead, validation: Embeddings, precision: float)
     for way, logits, labels in logits_by_way(head, validation):
         number = way_number(way)
         head.temperature[number] = fit_temperature(head.class_logits(logits), labels)
-        log_probability = head.log_probability(logits, number)
-        right = log_probability.argmax(1) == labels
-        found = threshold(margin(log_probability).cpu().numpy(), right.cpu().numpy(), precision)
+        probability, classes = head.log_probability(logits, number).exp().max(1)
+        found = threshold(probability.cpu().numpy(), (classes == labels).cpu().numpy(), precision)
         head.sure_from[number] = NEVER if found is None else found
 
 
@@ -167,11 +160,9 @@ def answer_reports(
     reports = {}
     for way, logits, labels in logits_by_way(head, embeddings, among):
         number = way_number(way)
-        log_probability = head.log_probability(logits, number).cpu()
-        top, classes = log_probability.max(1)
+        top, classes = head.log_probability(logits, number).cpu().max(1)
         as_trained = torch.log_softmax(head.class_logits(logits).float().cpu(), dim=1)
         reports[way] = answer_report(
-            margin(log_probability).numpy(),
             top.exp().numpy(),
             divergence(as_trained, classes)[:, 0].numpy(),
             (classes == labels.cpu()).numpy(),
@@ -182,26 +173,19 @@ def answer_reports(
 
 
 def answer_report(
-    margins: np.ndarray,
-    probability: np.ndarray,
-    neighbour_kl: np.ndarray,
-    right: np.ndarray,
-    temperature: float,
-    sure_from: float,
+    probability: np.ndarray, neighbour_kl: np.ndarray, right: np.ndarray, temperature: float, sure_from: float
 ) -> AnswerReport:
-    """The report of answers [N] with their margin, their probability, their divergence from the soft label, and whether
-    they are right."""
-    ways = {"margin": margins, "probability": probability, "neighbour_kl": -neighbour_kl}
+    """The report of answers [N] with their probability, their divergence from the soft label, and whether they are
+    right."""
+    ways = {"probability": probability, "neighbour_kl": -neighbour_kl}
     shares = {name: {f"{at:g}": share_at(values, right, at) for at in PRECISIONS} for name, values in ways.items()}
     found = {name: mistakes_found(values, right) for name, values in ways.items()}
     return AnswerReport(
         temperature,
-        filing(margins, right, sure_from),
+        filing(probability, right, sure_from),
         [filing(probability, right, lowest) for lowest in CONFIDENCES],
-        shares["margin"],
         shares["probability"],
         shares["neighbour_kl"],
-        found["margin"],
         found["probability"],
         found["neighbour_kl"],
     )

@@ -1,8 +1,8 @@
 """Batches for FashionBERT: photos with their own or another product's text, words and patches taken away.
 
-Half of the pairs do not belong together: the photo is one of another product of the same category. With queries, a pair
-may instead be right and the query another product's, one that this product does not answer. Words and patches are to be
-predicted only where all belongs together: of a strange photo a title's words do not follow.
+Every photo comes twice, read once: with its own title, and with that of another product of the same category. With
+queries, the title may instead be its own and the query another product's, one that this product does not answer. Words
+and patches are to be predicted only where all belongs together: of a strange photo a title's words do not follow.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .negatives import NONE, SameCategoryNegatives
 from .queries import Query, QueryMaker
 from .sampling import BatchRequest
 
-WRONG_SHARE = 0.5
 QUERY_SHARE = 0.8  # of the pairs that come with a query, once there are queries
+WRONG_QUERY_SHARE = 0.5  # of the queries of pairs that do not belong together: there the query alone is wrong
 UNTITLED_SHARE = 0.1  # of those whose title is left out, so that a query alone can be asked about
 SHIFT = 3
 
@@ -61,60 +61,73 @@ class MaskedPairs(Dataset[dict[str, torch.Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
-        """A batch.
+        """A batch of B photos with N texts, the first B their own, the others another's, as many as there are.
 
         Returns:
-            pixel_values [B, H, W, 3] uint8; input_ids, attention_mask [B, L] int64 of titles with words masked;
-            masked_positions, masked_tokens [B, M] int64; zeroed [B, P] bool; aligned [B] bool, whether all belongs
-            together; with queries query_ids, query_mask [B, Q] int64, masked whole where a row has none.
+            pixel_values [B, H, W, 3] uint8; photo [N] int64, the photo of each text; input_ids, attention_mask [N, L]
+            int64 of titles with words masked; masked_positions, masked_tokens [B, M] int64; zeroed [N, P] bool; aligned
+            [N] bool, whether all belongs together; kin [N] int64, of the titles' products; with queries query_ids,
+            query_mask [N, Q] int64, masked whole where a row has none.
         """
         generator = np.random.default_rng(request.seed)
         rows = self.rows[request.rows]
-        products = self.examples.product[rows]
+        own = self.examples.product[rows]
         others = self.negatives.draw(rows, generator)
-        wrong = (generator.random(len(rows)) < WRONG_SHARE) & (others != NONE)
-        queries = self._queries(products, self.examples.product[others], wrong, generator) if self.queries else None
-        wrong_query = queries[1] if queries else np.zeros(len(rows), bool)
-        photos = self.examples.photo[np.where(wrong & ~wrong_query, others, rows)]
-        masked = self.masking.mask(self.examples.input_ids[products], self.word_ids[products], generator)
-        attention_mask, tokens = self.examples.attention_mask[products], masked.tokens
-        tokens[wrong] = NOT_ASKED
+        photo = np.concatenate([np.arange(len(rows)), np.flatnonzero(others != NONE)])
+        aligned = np.arange(len(photo)) < len(rows)
+        titled = np.concatenate([own, self.examples.product[others[others != NONE]]])
+        queries: list[str] = []
+        if self.queries is not None:
+            queries, titled = self._queries(titled, own[photo], aligned, generator)
+        masked = self.masking.mask(self.examples.input_ids[titled], self.word_ids[titled], generator)
+        attention_mask, tokens = self.examples.attention_mask[titled], masked.tokens[aligned]
         batch = {
-            "pixel_values": augment(self.examples.store.photos(photos), SHIFT, generator),
-            "zeroed": mask_patches(len(rows), self.patches, generator),
-            "aligned": ~wrong,
+            "pixel_values": augment(self.examples.store.photos(self.examples.photo[rows]), SHIFT, generator),
+            "photo": photo,
+            "zeroed": mask_patches(len(photo), self.patches, generator),
+            "aligned": aligned,
+            "kin": self.negatives.kin[titled],
         }
         if queries:
-            query_ids, query_mask = encode(self.tokenizer, queries[0])
-            asked = np.array([bool(text) for text in queries[0]])
+            query_ids, query_mask = encode(self.tokenizer, queries)
+            asked = np.array([bool(text) for text in queries])
             query_mask[~asked] = 0
             longest = max(1, query_mask.sum(1).max())
             batch |= {"query_ids": query_ids[:, :longest], "query_mask": query_mask[:, :longest]}
-            untitled = asked & (generator.random(len(rows)) < UNTITLED_SHARE)
+            untitled = asked & (generator.random(len(photo)) < UNTITLED_SHARE)
             attention_mask[untitled, 1:] = 0
-            tokens[untitled] = NOT_ASKED
+            tokens[untitled[aligned]] = NOT_ASKED
         longest = attention_mask.sum(1).max()
         batch |= {
             "input_ids": masked.input_ids[:, :longest],
             "attention_mask": attention_mask[:, :longest],
-            "masked_positions": masked.positions.clip(max=longest - 1),
+            "masked_positions": masked.positions[aligned].clip(max=longest - 1),
             "masked_tokens": tokens,
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _queries(
-        self, products: np.ndarray, others: np.ndarray, wrong: np.ndarray, generator: np.random.Generator
+        self, titled: np.ndarray, pictured: np.ndarray, aligned: np.ndarray, generator: np.random.Generator
     ) -> tuple[list[str], np.ndarray]:
-        """A query or "" for each product, and [B] bool, which of the wrong pairs are wrong by their query alone."""
+        """A query or "" for each row, and the product of its title.
+
+        Args:
+            titled: [N] the product whose title stands beside the photo, another's where nothing belongs together.
+            pictured: [N] the product of the photo.
+            aligned: [N] bool.
+            generator: all chance comes from it.
+
+        Returns:
+            The queries, and `titled` with the photo's own product where the query alone is another's.
+        """
         assert self.queries is not None
-        texts, wrong_query = [], np.zeros(len(products), bool)
-        for row, (product, other) in enumerate(zip(products, others, strict=True)):
+        texts, titled = [], titled.copy()
+        for row, product in enumerate(titled):
             query: Query | None = None
             if generator.random() < QUERY_SHARE:
                 query = self.queries.make(product, generator)
-                if wrong[row] and generator.random() < 0.5:
-                    stranger = self.queries.make(other, generator)
-                    if stranger.text and not self.queries.fits(stranger, product):
-                        query, wrong_query[row] = stranger, True
+                alone = not aligned[row] and generator.random() < WRONG_QUERY_SHARE
+                if alone and query.text and not self.queries.fits(query, pictured[row]):
+                    titled[row] = pictured[row]
             texts.append(query.text if query else "")
-        return texts, wrong_query
+        return texts, titled

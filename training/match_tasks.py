@@ -1,6 +1,9 @@
 """FashionBERT's pre-training: masked words, masked patches, alignment, and their weights; and how pairs are scored.
 
 The same task twice: on titles and photos (T-I), then with queries beside them (Q-T-I) from where the first ended.
+Notable: to the three published tasks comes a fourth (ITC), the contrast of words and patches as they enter the stream.
+Whether two things agree is no sum of what each is, and a stream from scratch finds no gradient towards it: TIA stays at
+ln 2. Once words and patches lie in one space, what agrees adds up, and TIA falls.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from .visual_words import VisualWords
 
 
 class MatchTask(Task[FashionBert]):
-    """Three tasks on one stream.
+    """Four tasks on one stream.
 
     Args:
         name: of the stage.
         model: what is trained.
         pairs: what on.
         words: the true distribution of a patch; None leaves masked patches without a loss.
+        contrast: whether words and patches are brought into one space (ITC).
         combiner: weighs the losses.
         measure: the validation figures of the model as it is.
     """
@@ -39,6 +43,7 @@ class MatchTask(Task[FashionBert]):
         model: FashionBert,
         pairs: MaskedPairs,
         words: VisualWords | None,
+        contrast: bool,
         combiner: nn.Module,
         measure: Callable[[], dict[str, float]],
     ) -> None:
@@ -47,25 +52,29 @@ class MatchTask(Task[FashionBert]):
         self.model = model
         self.dataset = pairs
         self.words = words
+        self.contrast = contrast
         self.combiner = combiner
         self.measure = measure
 
     def forward(self, model: nn.Module, batch: Batch) -> Batch:
-        """match [B], tokens [B, M, V] and patches [B, P, K]: logits."""
-        asked = {name: batch.get(name) for name in ("query_ids", "query_mask", "zeroed", "masked_positions")}
+        """match [N], tokens [B, M, V], patches [B, P, K] and entrance [B, N]: logits."""
+        names = ("query_ids", "query_mask", "zeroed", "masked_positions", "photo")
+        asked = {name: batch.get(name) for name in names}
         predictions = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], **asked)
-        return {name: getattr(predictions, name) for name in ("match", "tokens", "patches")}
+        return {name: getattr(predictions, name) for name in ("match", "tokens", "patches", "entrance")}
 
     def losses(self, outputs: Batch, batch: Batch) -> Losses:
-        """tia, mlm and mpm."""
-        aligned = batch["aligned"]
+        """tia, mlm, mpm and itc."""
+        match, photos = outputs["match"], len(batch["pixel_values"])
         losses = {
-            "tia": F.binary_cross_entropy_with_logits(outputs["match"], aligned.float()),
+            "tia": F.binary_cross_entropy_with_logits(match, batch["aligned"].float()),
             "mlm": masked_word_loss(outputs["tokens"], batch["masked_tokens"]),
         }
         if self.words is not None:
-            true = self.words.to(aligned.device)(batch["pixel_values"])
-            losses["mpm"] = masked_patch_loss(outputs["patches"], true, batch["zeroed"] & aligned.unsqueeze(1))
+            true = self.words.to(match.device)(batch["pixel_values"])
+            losses["mpm"] = masked_patch_loss(outputs["patches"], true, batch["zeroed"][:photos])
+        if self.contrast:
+            losses["itc"] = contrastive_loss(outputs["entrance"], batch["kin"])
         return losses
 
     def evaluate(self) -> dict[str, float]:
@@ -83,6 +92,20 @@ def masked_patch_loss(logits: Tensor, true: Tensor, asked: Tensor) -> Tensor:
     """Mean KL(true ‖ predicted) over patches: logits, true [B, P, K], asked [B, P] bool; 0 where none is asked."""
     divergence = F.kl_div(torch.log_softmax(logits, dim=2), true, reduction="none").sum(2)
     return (divergence * asked).sum() / asked.sum().clamp(min=1)
+
+
+def contrastive_loss(logits: Tensor, kin: Tensor) -> Tensor:
+    """Mean cross-entropy of finding the text of a photo among all, and the photo of a text.
+
+    Args:
+        logits: [B, N] of B photos and N texts, the first B of which are theirs in turn.
+        kin: [N] numbers, equal for texts that are not to be told apart.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    strangers = kin[None, :] != kin[: len(logits), None]
+    strangers[own, own] = True
+    logits = logits.masked_fill(~strangers, -torch.inf)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(logits)].T, own)) / 2
 
 
 def match_probabilities(

@@ -51,20 +51,21 @@ class MatchSettings(Settings):
     image_checkpoint: Path | None = Field(
         None, description="Hugging Face folder (ViT, DINOv2, …) whose feature map gives the patches; else a ResNet"
     )
-    grid_rows: PositiveInt = Field(8, description="patches from top to bottom; a checkpoint has its own")
-    grid_columns: PositiveInt = Field(8, description="patches from left to right; a checkpoint has its own")
-    hidden_size: PositiveInt = Field(192, description="width of a BERT from scratch, a multiple of 48")
-    layers: PositiveInt = Field(3, description="of a BERT from scratch")
+    grid_rows: PositiveInt = Field(4, description="patches from top to bottom (8 in the paper); a checkpoint's own")
+    grid_columns: PositiveInt = Field(4, description="patches from left to right (8 in the paper); a checkpoint's own")
+    hidden_size: PositiveInt = Field(144, description="width of a BERT from scratch, a multiple of 48")
+    layers: PositiveInt = Field(2, description="of a BERT from scratch")
     vocab_size: PositiveInt = Field(8000, description="tokens of the tokenizer trained on the feed's titles")
     visual_words: PositiveInt = Field(256, description="words of the distribution that tells what a patch shows")
     whole_words: bool = Field(True, description="mask whole words, not single tokens")
     patch_modelling: bool = Field(True, description="predict masked patches (MPM)")
+    contrast: bool = Field(True, description="bring words and patches into one space before they meet (ITC)")
     balance: Literal["equal", "losses", "gradients"] = Field(
         "losses", description="weights of the losses: equal, or adaptive by their softmax or by their gradients' norms"
     )
     alpha: PositiveFloat = Field(1.0, description="evenness of the adaptive weights, at least 1")
-    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=64, learning_rate=1e-3)
-    queries: TrainConfig = TrainConfig(epochs=1, batch_size=64, learning_rate=5e-4)
+    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, warmup=0.05)
+    queries: TrainConfig = TrainConfig(epochs=1, batch_size=32, learning_rate=5e-4)
 
 
 class MatchConfig(BundleConfig):
@@ -127,7 +128,8 @@ class MatchRecipe(Recipe[MatchSettings, MatchConfig, FashionBert]):
                 queries=self.maker if asks else None,
             )
             validation = self.held_out("val", queries=asks, limit=VALIDATED)
-            task = MatchTask(name, self.model, pairs, words, self.combiner(), partial(flat, validation, self.model))
+            measure = partial(flat, validation, self.model)
+            task = MatchTask(name, self.model, pairs, words, settings.contrast, self.combiner(), measure)
             last = asks or not settings.queries.epochs
             yield Stage(task, config, (name, self.model) if last else None)
 
@@ -137,7 +139,7 @@ class MatchRecipe(Recipe[MatchSettings, MatchConfig, FashionBert]):
             return EqualWeights()
         if self.settings.balance == "losses":
             return AdaptiveLoss(self.settings.alpha)
-        return GradientAdaptiveLoss(self.model.language_model.encoder.layer[-1].parameters(), self.settings.alpha)
+        return GradientAdaptiveLoss(self.model.patch_projection.parameters(), self.settings.alpha)
 
     def held_out(self, split: Literal["val", "test"], *, queries: bool, limit: int | None = None) -> HeldOutPairs:
         """What a model is asked about a split."""

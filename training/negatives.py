@@ -24,6 +24,9 @@ class SameCategoryNegatives:
     Args:
         examples: where they come from.
         rows: the set: indices of examples that have a photo and a title.
+
+    Attributes:
+        kin: [P] of every product, from `kin_of_products`.
     """
 
     def __init__(self, examples: Examples, rows: np.ndarray) -> None:
@@ -31,7 +34,8 @@ class SameCategoryNegatives:
         numbers = {path: number for number, path in enumerate(dict.fromkeys(examples.store.categories))}
         category = np.array([numbers[examples.store.categories[product]] for product in products], np.int64)
         order = np.argsort(category, kind="stable")
-        self._rows, self._kin = rows[order], kin_of_products(examples.store)[products[order]]
+        self.kin = kin_of_products(examples.store)
+        self._rows, self._kin = rows[order], self.kin[products[order]]
         self._place = np.full(len(examples), NONE)
         self._place[self._rows] = np.arange(len(rows))
         sorted_category = category[order]

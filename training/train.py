@@ -96,12 +96,13 @@ class Task(ABC, Generic[Model]):
 
 
 def make_accelerator() -> Accelerator:
-    """The processes and the precision to train with.
+    """The processes and the precision to train with; from here on the process keeps the memory that it frees.
 
     Precision is what accelerate was told (`accelerate launch --mixed_precision`, ACCELERATE_MIXED_PRECISION), else
     bfloat16 where the hardware multiplies it (on a CPU: Intel AMX or AVX-512 BF16), else float32: emulated bfloat16 is
     slower than that.
     """
+    keep_freed_memory()
     cuda = torch.cuda.is_available()
     precision = None
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -135,7 +136,6 @@ def fit(
         ValueError: `folder` holds a checkpoint of the same task that depends on something else, a rate is given to
             parameters that there are not, or there are fewer examples than a step takes.
     """
-    keep_freed_memory()
     main = accelerator.is_main_process
     device = accelerator.device
     sampler = EpochSampler(

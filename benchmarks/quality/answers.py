@@ -8,7 +8,6 @@ time that of all its threads.  A run that is there already is measured, not trai
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ SHARED = results.ROOT.parent / "shared"
 DATA = Path(os.environ.get("SHELFWISE_DATA", SHARED / "data"))
 DINOV2 = Path(os.environ.get("SHELFWISE_PRETRAINED", SHARED / "pretrained")) / "dinov2-small"
 REAL_FEED = "fashion-60x80.parquet"
-SCORES = ("margin", "probability", "neighbour_kl")
 COSTS = ("seconds", "processor_seconds", "milliseconds_an_image")
 TIMED_IMAGES = 20
 
@@ -116,7 +114,7 @@ def answers_table(rows: Rows) -> str:
             *(row["tower"], row["asked"], f"{row['top_1']:.4f}", f"{row['top_5']:.4f}", f"{row['near_in_top_5']:.2f}"),
             *(f"{row['calibration_error']:.3f}", lowest(row["sure"]["confidence"]), f"{row['sure']['share']:.1%}"),
             "" if row["sure"]["precision"] is None else f"{row['sure']['precision']:.2%}",
-            " / ".join(f"{row[f'share_by_{score}']['0.99']:.1%}" for score in SCORES),
+            f"{row['share_by_probability']['0.99']:.1%} / {row['share_by_neighbour_kl']['0.99']:.1%}",
         )
         for row in served
     ]
@@ -124,11 +122,10 @@ def answers_table(rows: Rows) -> str:
     return "\n\n".join(
         (
             markdown(columns, lines),
-            "Test split. near: of the first five answers, how many are among the 20 nearest labels. sure from: how\n"
-            "many times as probable as the second the first answer must be for `shelfwise categorize` to say sure,\n"
-            "chosen on the validation split for 99 % right. filed, right: the share of products that are sure, and of\n"
-            "those that are right. filed at 99 %: the largest share that could be filed with 99 % right, by this\n"
-            "margin / by probability / by neighbour_kl.",
+            "Test split. near: of the first five answers, how many are among the 20 nearest labels. sure from: the\n"
+            "probability from which `shelfwise categorize` says so, chosen on the validation split for 99 % right.\n"
+            "filed, right: the share of products that have it, and of those that are right. filed at 99 %: the\n"
+            "largest share that could be filed with 99 % right, by probability / by neighbour_kl.",
             risk_coverage(served),
             markdown(
                 ("tower", "training, s", "processor, s", "ms an image"),
@@ -138,9 +135,9 @@ def answers_table(rows: Rows) -> str:
     )
 
 
-def lowest(margin: float | None) -> str:
-    """How many times as probable as the second a sure answer is, in words where none is sure."""
-    return "never" if margin is None else f"{math.exp(margin):.3g} ×"
+def lowest(probability: float) -> str:
+    """The probability from which answers are sure, in words where none is."""
+    return f"{probability:.3f}" if probability <= 1 else "never"
 
 
 def risk_coverage(served: Rows) -> str:
@@ -155,10 +152,10 @@ def risk_coverage(served: Rows) -> str:
             f"{point['share']:.1%}" + ("" if point["precision"] is None else f" at {point['precision']:.2%}")
             for point in row["by_probability"]
         )
-        found = [row[f"mistakes_found_by_{score}"] for score in SCORES]
+        found = (row["mistakes_found_by_probability"], row["mistakes_found_by_neighbour_kl"])
         lines.append((row["tower"], row["asked"], *filed, " / ".join(f"{area:.3f}" for area in found if area)))
     columns = ("tower", "asked", *confidences, "mistakes found")
     return (
         f"{markdown(columns, lines)}\n\nFiled at which precision, by probability. mistakes found: the chance that a "
-        "mistake has a smaller margin /\nless probability / more neighbour_kl than a right answer."
+        "mistake has less probability / more\nneighbour_kl than a right answer."
     )

@@ -45,7 +45,7 @@ RUNS = results.ROOT / "runs" / "benchmarks" / "retrieval"
 SEEDS = (0, 1, 2)
 BATCH_SIZES = (16, 32, 64, 128)
 BUDGET = TrainConfig(
-    epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=1e-4, rates={"image_encoder.backbone": 0.0}
+    epochs=4, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, rates={"image_encoder.backbone": 0.0}
 )
 AS_THE_FEED_SAYS = TextViews(title_entities=0.0, title=0.0, entity_dropout=0.0)
 NOISE_GROUP = "drawn at random"

@@ -42,6 +42,10 @@ def categories(image: bytes, title: str) -> dict[str, Any]:
     }
 
 
+def matched(title: str, image: bytes, query: str) -> dict[str, Any]:
+    return {"probability": digest(query.encode(), title.encode(), image)[0], "text_cut": len(title) > len("title")}
+
+
 def found(query: str, image: bytes, like: str = "", entities: Sequence[str] = ("",)) -> dict[str, Any]:
     whole = digest(*(part.encode() if isinstance(part, str) else part for part in (query, image, like, *entities)),
                    b"brand=Puma", b"brand=Nike", b"season=Fall")  # fmt: skip
@@ -78,8 +82,9 @@ CALLS: list[tuple[str, dict[str, Any], list[tuple[Any, Any]]]] = [
         (("a", None, None, ["Puma", None]), found("a", b"", "", ("Puma", ""))),
     ]),
     ("match_text_image", {}, [
-        (("title", b"1", "query"), {"probability": digest(b"query", b"title", b"1")[0]}),
-        (("title", b"2", None), {"probability": digest(b"", b"title", b"2")[0]}),
+        (("title", b"1", "query"), matched("title", b"1", "query")),
+        (("longer", b"2", None), matched("longer", b"2", "")),
+        ((None, b"3", "query"), matched("", b"3", "query")),
     ]),
 ]  # fmt: skip
 every_call = pytest.mark.parametrize(("name", "options", "items"), CALLS, ids=[name for name, *_ in CALLS])
@@ -143,6 +148,10 @@ def test_asyncio(contract_server: TritonServer, wire: str, name: str, options: d
         ("embed_text", ("a", ["b", 7]), "entity 1 must be text, not int"),
         ("search", ("  ",), "query, image, like and entities are all empty"),
         ("match_text_image", ("title", None), "image is empty"),
+        ("match_text_image", (" ", b"1", None), "title and query are both empty"),
+        ("match_texts", (b"1", []), "titles must be a sequence of at least one text"),
+        ("match_texts", (b"1", "shoe"), "titles must be a sequence of at least one text"),
+        ("match_texts", (b"1", ["shoe", ""]), "title 1 and query are both empty"),
     ],
 )
 def test_wrong_input_is_named_without_a_server(name: str, arguments: tuple, message: str) -> None:

@@ -91,6 +91,35 @@ def test_heads_answer_about_the_places_asked_for(model: FashionBert) -> None:
     assert (model(changed, ids, mask, masked_positions=places).tokens - found.tokens).abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_a_photo_serves_several_texts(model: FashionBert) -> None:
+    pixels, ids, mask = batch(3)
+    photo = torch.tensor([0, 1, 2, 0, 0, 1])
+    texts = torch.tensor([0, 1, 2, 1, 2, 0])
+    shared = model(pixels, ids[texts], mask[texts], photo=photo)
+    one_by_one = model(pixels[photo], ids[texts], mask[texts])
+    torch.testing.assert_close(shared.match, one_by_one.match)
+    torch.testing.assert_close(shared.patches, one_by_one.patches[:3])
+    torch.testing.assert_close(shared.entrance, one_by_one.entrance[:3])
+
+
+@torch.no_grad()
+def test_the_entrance_compares_mean_words_with_mean_patches(model: FashionBert) -> None:
+    pixels, ids, mask = batch(2)
+    query, query_mask = ids.flip(1), mask.flip(0)
+    query_mask[1] = 0
+    found = model(pixels, ids, mask, query, query_mask).entrance
+    for row in range(2):
+        words = [model.words(ids[row, 1 : mask[row].sum()]).mean(0)]
+        if row == 0:
+            words.append(model.words(query[0, 1 : query_mask[0].sum()]).mean(0))
+        text = torch.stack(words).sum(0)
+        for photo in range(2):
+            image = model.patches(pixels[photo : photo + 1])[0].mean(0)
+            cosine = torch.cosine_similarity(text, image, dim=0)
+            torch.testing.assert_close(found[photo, row], cosine / 0.07)
+
+
 def test_grids_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="64x48 pixels cannot be cut into 5x4"):
         make(PatchGrid(height=64, width=48, rows=5, columns=4))
@@ -100,5 +129,6 @@ def test_every_part_learns_from_its_task() -> None:
     model = make(PatchGrid(height=64, width=48, rows=8, columns=8)).train()
     pixels, ids, mask = batch(4)
     found = model(pixels, ids, mask, ids, mask, masked_positions=torch.ones(4, 2, dtype=torch.int64))
-    (found.match.sum() + found.tokens.square().mean() + found.patches.square().mean()).backward()
+    outputs = (found.match, found.tokens, found.patches, found.entrance)
+    sum(output.square().mean() for output in outputs).backward()
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -97,10 +97,43 @@ def test_a_text_that_is_too_long_is_cut_and_the_answer_says_so(
 def test_rows_that_cannot_be_answered_are_refused(client: InferenceServerClient, bundle: MatchBundle) -> None:
     image = bundle.samples[0].images[0]
     assert "image is empty" in refusal(client, (b"", b"title", b""))
-    assert "title and query are both empty" in refusal(client, (image, b" \n", b""))
+    assert "title and its query are both empty" in refusal(client, (image, b" \n", b""))
     assert "query is not valid UTF-8" in refusal(client, (image, b"title", b"\xff"))
     assert "title is not valid UTF-8" in refusal(client, (image, b"\xff", b"query"))
     assert "image" in refusal(client, (b"no image", b"title", b""))
+
+
+def test_a_photo_with_many_titles_is_answered_as_one_by_one(server: TritonServer, bundle: MatchBundle) -> None:
+    """A thousand in one call, in requests of at most 128."""
+    image = bundle.samples[0].images[0]
+    titles = [sample.title for sample in bundle.samples if sample.title]
+    titles = [f"{titles[number % len(titles)]} {number}" for number in range(999)] + ["blue " * 200]
+    with ShelfwiseClient(server.url, timeout=120) as client:
+        many = client.match_texts(image, titles, "shoe")
+        chosen = [0, 1, 127, 128, 640, 999]
+        alone = [client.match_text_image(titles[place], image, "shoe") for place in chosen]
+    assert len(many) == 1000
+    assert [many[place].probability for place in chosen] == pytest.approx([one.probability for one in alone], abs=1e-4)
+    assert [answer.text_cut for answer in many] == [False] * 999 + [True]
+
+
+def test_titles_of_one_request_have_a_limit_and_faults_their_place(
+    client: InferenceServerClient, bundle: MatchBundle
+) -> None:
+    image = np.array([[bundle.samples[0].images[0]]], np.object_)
+
+    def refused(titles: list[bytes]) -> str:
+        inputs = [bytes_input("image", image[0].tolist()), bytes_input("query", [b""])]
+        title = InferInput("title", [1, len(titles)], "BYTES")
+        title.set_data_from_numpy(np.array([titles], np.object_))
+        with pytest.raises(InferenceServerException) as raised:
+            client.infer("match_text_image", [*inputs, title], client_timeout=60)
+        assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
+        return raised.value.message()
+
+    assert "129 titles in one request; at most 128" in refused([b"shoe"] * 129)
+    assert "title 2 is not valid UTF-8: byte 0xff at position 1" in refused([b"shoe", b"shirt", b"a\xff"])
+    assert "title 1 and its query are both empty" in refused([b"shoe", b" "])
 
 
 def test_client_and_command_line_ask_the_same(server: TritonServer, bundle: MatchBundle, tmp_path: Path) -> None:

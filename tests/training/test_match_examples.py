@@ -156,17 +156,21 @@ def test_repeated_photos_and_titles_are_no_negatives(sample_feed: Path, tmp_path
     assert "without a title" not in seen
 
 
-def test_half_of_the_pairs_do_not_belong_together(store: Store, examples: Examples) -> None:
+def test_a_photo_comes_with_its_title_and_with_a_strangers(store: Store, examples: Examples) -> None:
     rows = examples.paired_rows("train")
-    pairs = MaskedPairs(examples, rows, set_length(train_tokenizer(store.titles, 600), 16), 16, whole_words=True)
-    share, asked_of_wrong = [], 0
-    for seed in range(4):
-        batch = pairs[BatchRequest(np.arange(len(rows)), seed)]
-        share.append(float((~batch["aligned"]).float().mean()))
-        asked_of_wrong += int((batch["masked_tokens"][~batch["aligned"]] != NOT_ASKED).sum())
-        assert "query_ids" not in batch
-    assert np.mean(share) == pytest.approx(0.5, abs=0.07)
-    assert asked_of_wrong == 0, "a strange photo's title is not to be guessed"
+    tokenizer = set_length(train_tokenizer(store.titles, 600), 16)
+    pairs = MaskedPairs(examples, rows, tokenizer, 16, whole_words=True)
+    batch = pairs[BatchRequest(np.arange(len(rows)), 3)]
+    aligned, photo, kin = (batch[name].numpy() for name in ("aligned", "photo", "kin"))
+    assert photo[aligned].tolist() == list(range(len(rows)))
+    assert len(set(photo[~aligned])) == (~aligned).sum() > 0.8 * len(rows)
+    own = kin_of_products(store)[examples.product[rows]]
+    assert (kin[aligned] == own).all()
+    assert (kin[~aligned] != own[photo[~aligned]]).all(), "never of the product itself nor of its kin"
+    assert len(batch["masked_tokens"]) == len(rows), "a stranger's title is not to be guessed"
+    assert "query_ids" not in batch
+    titles, masked = examples.input_ids[examples.product[rows]], batch["input_ids"][: len(rows)].numpy()
+    assert (titles[:, : masked.shape[1]] == masked).mean() > 0.8
     again = pairs[BatchRequest(np.arange(len(rows)), 3)]
     assert all(torch.equal(again[name], batch[name]) for name in batch), "a batch is a function of its request"
 
@@ -181,13 +185,13 @@ def test_queries_come_with_most_pairs_and_some_are_another_products(store: Store
     untitled = batch["attention_mask"].sum(1) == 1
     assert bool(asked[untitled].all())
     assert 0 < float(untitled.float().mean()) < 0.2
-    products = examples.product[rows]
-    others = examples.product[pairs.negatives.draw(rows, np.random.default_rng(5))]
-    wrong = np.random.default_rng(6).random(len(rows)) < 0.5
-    queries, wrong_query = pairs._queries(products, others, wrong, np.random.default_rng(7))
-    assert 0.1 < wrong_query[wrong].mean() < 0.5
-    assert not wrong_query[~wrong].any()
-    assert len(queries) == len(rows)
+    assert bool((batch["masked_tokens"][untitled[: len(rows)]] == NOT_ASKED).all())
+    aligned, photo, kin = batch["aligned"], batch["photo"], batch["kin"]
+    own_title = kin == kin[photo]
+    assert bool(own_title[aligned].all())
+    query_alone = own_title & ~aligned
+    assert 0.1 < float(query_alone.sum() / (~aligned).sum()) < 0.5
+    assert bool(asked[query_alone].all())
 
 
 def test_queries_are_answered_by_the_product_that_they_were_made_for(store: Store) -> None:

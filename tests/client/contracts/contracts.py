@@ -68,4 +68,8 @@ class TritonPythonModel:
         }
 
     def match_text_image(self, query: list[bytes], title: list[bytes], image: list[bytes]) -> dict[str, np.ndarray]:
-        return {"probability": digest(*query, *title, *image)[:1]}
+        found = [digest(*query, each, *image) for each in title]
+        return {
+            "probability": np.array([probability for probability, *_ in found]),
+            "text_cut": np.array([len(each) > len("title") for each in title]),
+        }
