@@ -83,7 +83,7 @@ def categorize(
         from client import Judgement
 
         if as_json and image is None and title is None:
-            return _pipe(("image", "title"), lambda items: client.categorize_many(items, k=k))
+            return _pipe(("image", "title"), lambda items: _judged_many(client, items, k))
         answer = _judged(client, image, title, k)
         if as_json:
             typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
@@ -154,6 +154,18 @@ def _judged(client: ShelfwiseClient, image: Path | None, title: str | None, k: i
         if "sure_from" not in str(error):
             raise
         return client.categorize(image, title, k=k)
+
+
+def _judged_many(client: ShelfwiseClient, items: Iterable[Any], k: int) -> Iterable[Any]:
+    """The same for a stream, which asks once what the server's release can say."""
+    from client import ShelfwiseError
+
+    try:
+        client.judge(title="?", k=k)
+    except ShelfwiseError as error:  # of another kind: every item will meet it, too
+        if "sure_from" in str(error):
+            return client.categorize_many(items, k=k)
+    return client.judge_many(items, k=k)
 
 
 @app.command()

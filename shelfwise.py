@@ -15,6 +15,7 @@
     shelfwise categorize IMAGE --title …      ask a running server (ask.py)
     shelfwise match-colours IMAGES… --labels …
     shelfwise match IMAGE "text"             does the text belong to the photo
+    shelfwise bulk SYSTEM FEED --out RESULT   a whole catalogue, each product once
     shelfwise audit FEED --bundle BUNDLE      the listings whose text least fits their photo
 
 Imports are inside the commands: asking a server needs no torch, and --help answers at once.
@@ -22,12 +23,13 @@ Imports are inside the commands: asking a server needs no torch, and --help answ
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ask import CaOption, HeaderOption, UrlOption, fail, parse_headers
+from ask import CaOption, HeaderOption, UrlOption, UrlsOption, fail, parse_headers
 from ask import app as ask_app
 
 if TYPE_CHECKING:
@@ -432,6 +434,76 @@ def ready(
 
 
 @app.command()
+def bulk(
+    system: Annotated[str, typer.Argument(help="categorize, embed-image or match-text-image.")],
+    feed: Annotated[Path, typer.Argument(help="Product feed: a file, or a folder of part files.")],
+    out: Annotated[Path, typer.Option(help="RESULT.parquet; RESULT.rejects.jsonl has the rows without an answer.")],
+    url: UrlsOption = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Ask no server: the files of this repository, in this process, by ONNX Runtime."),
+    ] = None,
+    release: Annotated[int | None, typer.Option(help="Which one of --repository; the current one.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Candidates of an answer.")] = 1,
+    only_changed: Annotated[
+        bool, typer.Option("--only-changed", help="The feed has changed: ask about rows that are new or other alone.")
+    ] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Forget what an earlier run left, ask about everything.")
+    ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="On Ray Data (shelfwise[ray]); needs --repository.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="Of a cluster, with --ray: 'auto' or ray://host:10001.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray, a core each; all that there are.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Column preset; by default the one that fits the columns.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. title=name; may be repeated.")] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows that are kept together; a killed run loses less.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a request.")] = 16,
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 8, in process one a core.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for every request, retries included.")] = 60.0,
+    ca: CaOption = None,
+    header: HeaderOption = None,
+) -> None:
+    """Answer about a whole catalogue: a row a product in RESULT.parquet, once, whatever is killed on the way.
+
+    The same command goes on where a killed one stopped, and asks about new rows alone where the feed has grown.
+    """
+    from bulk.in_process import InProcessConnection, release_folder
+    from bulk.job import Job, run_with_client
+    from bulk.progress import shown
+    from bulk.systems import system_named
+    from client import TLS, ShelfwiseClient, ShelfwiseError
+
+    if (ray or release is not None) and repository is None:
+        raise typer.BadParameter("--ray and --release need --repository: a release in process, no server")
+    if repository is not None and url:
+        raise typer.BadParameter("give --url or --repository, not both")
+    try:
+        products = _open(feed, preset, column, "skip", question=True)
+        job = Job(products, system, out, k, part_rows, anew=anew, only_changed=only_changed)
+        folder = None if repository is None else release_folder(repository, release)
+        with shown(products) as show:
+            if folder is not None and ray:
+                from bulk.on_ray import run_on_ray
+
+                done = run_on_ray(job, folder, show, address=ray_address, workers=workers, batch_size=batch_size)
+            else:
+                tls = TLS(ca) if ca else None
+                at_a_time = in_flight or (len(os.sched_getaffinity(0)) if folder else 8)
+                answers: Any = url or "127.0.0.1:8001"
+                if folder is not None:
+                    answers = InProcessConnection(folder, system_named(system).ensemble)
+                with ShelfwiseClient(answers, timeout=timeout, tls=tls, headers=parse_headers(header)) as client:
+                    done = run_with_client(job, client, show, batch_size=batch_size, in_flight=at_a_time)
+    except (ShelfwiseError, ValueError, ImportError, OSError) as error:
+        fail(error)
+    typer.echo(f"{out}: {done.rows - done.rejected} products answered, {done.asked} of them asked about now")
+    if done.rejected:
+        typer.echo(f"{out.with_suffix('.rejects.jsonl')}: {done.rejected} rows without an answer, and why")
+
+
+@app.command()
 def audit(
     feed: Annotated[Path, typer.Argument(help="Product feed.")],
     bundle: Annotated[Path, typer.Option(help="Bundle of match-text-image.")],
@@ -498,9 +570,7 @@ def labels_show(
         typer.echo(f"{similarity:6.3f}  {weight:6.4f}  {taxonomy.label(number)}")
 
 
-def _open(
-    path: Path, preset: str | None, columns: list[str] | None, on_error: str, *, merge_case: bool = False
-) -> Feed:
+def _open(path: Path, preset: str | None, columns: list[str] | None, on_error: str, **reading: bool) -> Feed:
     from catalogue.feed import detect_preset, open_feed
 
     overrides: dict[str, Any] = {}
@@ -512,7 +582,7 @@ def _open(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error is 'raise' or 'skip', not {on_error!r}")
     chosen = preset or (None if overrides else detect_preset(path))
-    return open_feed(path, chosen, on_error, merge_case=merge_case, **overrides)  # type: ignore[arg-type]
+    return open_feed(path, chosen, on_error, **reading, **overrides)  # type: ignore[arg-type]
 
 
 def _credentials(ca: Path | None) -> grpc.ChannelCredentials | None:

@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "export": ("benchmarks.export.categorize", "benchmarks.export.match_colours", "benchmarks.export.speed"),
     "training": ("benchmarks.training.throughput", "benchmarks.growth.growth"),
     "index": ("benchmarks.index.search",),
+    "bulk": ("benchmarks.bulk.suite",),
     "quality": (
         "benchmarks.quality.labels",
         "benchmarks.quality.neighbours",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.bulk.report import bulk_table
 from benchmarks.export.categorize import accuracy_table
 from benchmarks.export.match_colours import forms_table
 from benchmarks.export.speed import speed_table
@@ -37,6 +38,7 @@ def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "serving-colours": ("serving-colours", colours_table),
         "training": ("training", training_table),
         "growth": ("growth", growth_table),
+        "bulk": ("bulk", bulk_table),
         "kernel-1": ("h200/label_kl", label_kl_table),
         "kernel-2": ("h200/matcher", matcher_table),
         "kernel-1-cpu": ("label_kl_cpu", cpu_table),

@@ -110,6 +110,19 @@ class ColumnMapping:
             optional=frozenset(map(spelled, self.optional)),
         )
 
+    def question(self) -> ColumnMapping:
+        """This mapping with id, images and title alone: what a model is asked about, not what it is asked for."""
+        return replace(
+            self,
+            category=(),
+            category_else=(),
+            entities={},
+            split=None,
+            file_by_leaf=False,
+            brand_from_title=False,
+            lookup=None,
+        )
+
     def overridden(self, overrides: Mapping[str, str | Sequence[str] | None]) -> ColumnMapping:
         """This mapping with some columns named otherwise.
 

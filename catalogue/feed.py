@@ -30,10 +30,11 @@ from catalogue.class_report import ClassReport, frequent_spellings
 from catalogue.columns import OWN_SCHEMA, PRESETS, ColumnMapping
 from catalogue.image_files import ImageFolder
 from catalogue.product import ENTITY_GROUPS, SPLITS, Product, Split, join_path, normal_label, parse_path, split_of
+from catalogue.seen import SeenHashes
 from catalogue.tables import FeedError, Row, RowFault, open_tables
 from catalogue.taxonomy import most_frequent_paths
 
-__all__ = ["SCHEMA", "Feed", "FeedError", "FeedSummary", "detect_preset", "open_feed", "write_feed"]
+__all__ = ["SCHEMA", "BadRow", "Feed", "FeedError", "FeedSummary", "detect_preset", "open_feed", "write_feed"]
 
 SPLIT_WORDS: Mapping[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
@@ -72,6 +73,20 @@ class FeedSummary:
     rows: int = 0
     products: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no product: in which file, which row (from 1), which line of a text file, and why."""
+
+    file: Path
+    number: int
+    line: int | None
+    fault: RowFault
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f" (line {self.line})"
+        return f"{self.file}, row {self.number}: {self.fault}{line}"
 
 
 class Feed:
@@ -128,8 +143,16 @@ class Feed:
         self._joined = self._read_lookup()
 
     def __iter__(self) -> Iterator[Product]:
+        for entry in self.entries():
+            if isinstance(entry, Product):
+                yield entry
+            elif self.on_error == "raise":
+                raise FeedError(str(entry)) from entry.fault
+
+    def entries(self) -> Iterator[Product | BadRow]:
+        """The products in order, and in their places the rows that are none, whatever `on_error` says."""
         summary = FeedSummary()
-        seen: set[int] = set()
+        seen = SeenHashes()
         for name, row in self._rows(self.columns.columns):
             summary.rows += row.count
             try:
@@ -144,10 +167,8 @@ class Feed:
                 wanted = self.splits is None or split in self.splits
                 product = self._product(cells, product_id, split) if wanted else None
             except RowFault as fault:
-                if self.on_error == "raise":
-                    line = "" if row.line is None else f" (line {row.line})"
-                    raise FeedError(f"{name}, row {row.number}: {fault}{line}") from fault
                 summary.skipped[fault.reason] += row.count
+                yield BadRow(name, row.number, row.line, fault)
                 continue
             seen.add(key)
             if product is not None:
@@ -164,12 +185,7 @@ class Feed:
         columns = replace(self.columns, optional=frozenset())
         digest.update(repr((columns, sorted(self.columns.optional), self.on_error, self.merge_case)).encode())
         digest.update(repr(sorted(self.splits or SPLITS)).encode())
-        files = [table.path for table in self._tables]
-        if self.columns.lookup is not None:
-            files.append(self._folder / self.columns.lookup.file)
-        for file in files:
-            status = file.stat()
-            digest.update(repr((str(file.resolve()), status.st_size, status.st_mtime_ns)).encode())
+        digest.update("".join(map(repr, self.file_states())).encode())
         image = self.columns.image
         if image is not None:
             for table in self._tables:
@@ -182,6 +198,17 @@ class Feed:
                         continue
                     digest.update(repr([(name, self._images_folder.state(name)) for name in names]).encode())
         return digest.hexdigest()
+
+    def file_states(self) -> list[tuple[str, int, int]]:
+        """Path, size in bytes and time of change in ns of the feed's files, without the image files that it names."""
+        files = [table.path for table in self._tables]
+        if self.columns.lookup is not None:
+            files.append(self._folder / self.columns.lookup.file)
+        return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    def row_count(self) -> int:
+        """Rows of all files, bad ones counted; text files are read for it."""
+        return sum(table.row_count() for table in self._tables)
 
     def class_report(self) -> ClassReport:
         """What a training on this feed should be told: how classes and splits are filled. One pass over the texts.
@@ -417,6 +444,7 @@ def open_feed(
     on_error: Literal["raise", "skip"] = "raise",
     splits: Collection[Split] | None = None,
     merge_case: bool = False,
+    question: bool = False,
     **column_overrides: str | Sequence[str] | None,
 ) -> Feed:
     """Opens a feed by preset and column names.
@@ -427,6 +455,7 @@ def open_feed(
         on_error: what a bad row does, see `Feed`.
         splits: which splits to give out, all when None.
         merge_case: read categories that differ in case alone as one, see `Feed`.
+        question: read id, images and title alone; the other columns may be missing or wrong.
         column_overrides: columns named otherwise than in the preset, see `ColumnMapping.overridden`; for example
             `open_feed("shop.csv", id="sku", image="photo", category=("department", "class"), brand="maker")`.
 
@@ -438,6 +467,7 @@ def open_feed(
     if name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; known: {', '.join(PRESETS)}")
     mapping = PRESETS[name].spelled_as(open_tables(Path(path))[0].columns).overridden(column_overrides)
+    mapping = mapping.question() if question else mapping
     return Feed(path, mapping, on_error=on_error, splits=splits, merge_case=merge_case)
 
 

@@ -94,6 +94,9 @@ class Table(Protocol):
     def names_files(self, column: str) -> bool:
         """Whether the cells of a column may be text, and so name files."""
 
+    def row_count(self) -> int:
+        """How many rows there are."""
+
 
 class ParquetTable:
     """Rows of a Parquet file."""
@@ -133,6 +136,11 @@ class ParquetTable:
     def names_files(self, column: str) -> bool:
         """Whether the cells of a column may be text, see `Table`."""
         return "string" in self._types.get(column, "")
+
+    def row_count(self) -> int:
+        """As the file says."""
+        with self._open() as file:
+            return int(file.metadata.num_rows)
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -209,6 +217,10 @@ class CsvTable:
     def names_files(self, column: str) -> bool:
         """Always: a CSV file holds text."""
         return column in self.columns
+
+    def row_count(self) -> int:
+        """By reading them."""
+        return sum(row.count for row in self.rows(()))
 
     def _records(self, lines: Iterable[str]) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
@@ -292,6 +304,10 @@ class JsonLinesTable:
     def names_files(self, column: str) -> bool:
         """Always: JSON holds no bytes."""
         return True
+
+    def row_count(self) -> int:
+        """By reading them."""
+        return sum(row.count for row in self.rows(()))
 
 
 def _json_cells(text: str, columns: Collection[str]) -> dict[str, object]:

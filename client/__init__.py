@@ -34,7 +34,7 @@ from .results import (
     to_arrow,
 )
 from .stream import AsyncStream, Progress, Stream, StreamOptions
-from .transport import TLS
+from .transport import TLS, Connection
 
 __all__ = [
     "MAX_IMAGE_BYTES",
@@ -45,6 +45,7 @@ __all__ = [
     "Categorization",
     "Category",
     "ColourMatch",
+    "Connection",
     "DeadlineExceeded",
     "Description",
     "Embedding",

@@ -51,7 +51,7 @@ class _Client:
 
     def __init__(
         self,
-        url: str | Sequence[str],
+        url: str | Connection | Sequence[str | Connection],
         *,
         timeout: float = 10.0,
         tls: TLS | None = None,
@@ -63,10 +63,10 @@ class _Client:
         if compression not in COMPRESSIONS:
             raise ValueError(f'compression must be "gzip", "deflate" or None, not {compression!r}')
         runtime = self._runtime()
-        urls = [url] if isinstance(url, str) else list(url)
+        urls = list(url) if isinstance(url, Sequence) and not isinstance(url, str) else [url]
         if not urls:
             raise ValueError("give at least one url")
-        connections = [_connection(each, tls, compression, runtime) for each in urls]
+        connections = [_connection(each, tls, compression, runtime) if isinstance(each, str) else each for each in urls]
         fixed = headers or {}
         self._engine = Engine(
             runtime,
@@ -76,8 +76,10 @@ class _Client:
             fixed if callable(fixed) else lambda: fixed,
         )
         if shared_memory:
-            if len(urls) > 1 or not isinstance(connections[0], GrpcConnection) or not is_loopback(urls[0]):
-                raise ValueError(f"shared memory needs one gRPC server on this machine, not {', '.join(urls)}")
+            first, *others = connections
+            if others or not isinstance(first, GrpcConnection) or not is_loopback(first.url):
+                named = ", ".join(connection.url for connection in connections)
+                raise ValueError(f"shared memory needs one gRPC server on this machine, not {named}")
             self._engine.shared_memory = SharedMemory(self._engine.send)
 
 
@@ -93,7 +95,7 @@ class ShelfwiseClient(_Client):
 
     Args:
         url: "host:port" of the server's gRPC endpoint, or "http://host:port" ("https://…") of its HTTP endpoint, or a
-            sequence of them, which share the requests.
+            sequence of them, which share the requests; or a `Connection` of one's own.
         timeout: seconds that a call may take from start to end, retries included, unless it is given its own.
         tls: encrypts the connection; None sends in the clear.
         headers: sent with every request, for example {"authorization": "Bearer …"}; or a function that gives them,
@@ -364,6 +366,20 @@ class ShelfwiseClient(_Client):
         """
         return self._run(self._engine.server_metadata(model, timeout))
 
+    def model_digests(self, model: str = "categorize", *, timeout: float | None = None) -> set[str]:
+        """What the servers' answers depend on, as a hash of the model's files: one value where all answer alike.
+
+        Of several servers those that can be reached are asked; "" is one whose release was made without.
+
+        >>> len(client.model_digests())
+        1
+
+        Raises:
+            ModelNotFound: a server does not serve the model.
+            ShelfwiseError: as in `categorize`.
+        """
+        return self._run(self._engine.model_digests(model, timeout))
+
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return finish(coroutine)  # type: ignore[no-any-return]
 
@@ -426,6 +442,7 @@ class AsyncShelfwiseClient(_Client):
     match_texts = _awaited(ShelfwiseClient.match_texts)
     is_ready = _awaited(ShelfwiseClient.is_ready)
     server_metadata = _awaited(ShelfwiseClient.server_metadata)
+    model_digests = _awaited(ShelfwiseClient.model_digests)
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
         return coroutine

@@ -149,6 +149,18 @@ class Engine:
         served = await self.send("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), deadline)
         return ServerMetadata(server.name, server.version, tuple(served.versions))
 
+    async def model_digests(self, model: str, timeout: float | None) -> set[str]:
+        """What the servers that answer now say of a model, one of them at least; raises ShelfwiseError."""
+        deadline, headers = self.deadline(timeout), self.request_headers(os.urandom(16).hex())
+        request = service_pb2.ModelConfigRequest(name=model)
+        responses = []
+        for place, endpoint in enumerate(self.endpoints.all):
+            seconds = deadline.remaining() / (len(self.endpoints.all) - place)
+            with suppress(ServerUnavailable, DeadlineExceeded):
+                responses.append(await endpoint.connection.send("ModelConfig", request, seconds, headers))
+        responses = responses or [await self.send("ModelConfig", request, deadline)]
+        return {response.config.parameters["digest"].string_value for response in responses}
+
     async def close(self) -> None:
         """Ends what is in flight with RequestCancelled."""
         if self.shared_memory is not None:

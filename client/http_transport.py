@@ -85,6 +85,13 @@ class HttpConnection:
             if status in (401, 403):
                 _check(status, content)
             return service_pb2.ModelReadyResponse(ready=status == 200)
+        if method == "ModelConfig":
+            path = f"/v2/models/{quote(request.name)}/config"
+            status, _, content = self._exchange("GET", path, None, dict(headers), end)
+            _check(status, content)
+            response = service_pb2.ModelConfigResponse()
+            json_format.Parse(content, response.config, ignore_unknown_fields=True)
+            return response
         path = f"/v2/models/{quote(request.name)}" if method == "ModelMetadata" else "/v2"
         status, _, content = self._exchange("GET", path, None, dict(headers), end)
         _check(status, content)

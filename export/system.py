@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from repository.configs import READINESS_FILE, copy_source, read_config, step_names, write_config
+from repository.configs import READINESS_FILE, REPORT_FILE, copy_source, read_config, step_names, write_config
 from repository.plans import TENSORRT, PlanRecord
 from repository.publish import publish, staging
 
@@ -29,7 +29,6 @@ from .parity import OutputParity, ParityError, ParityLimits, compare, failures, 
 from .precision import LIMITS, Precision, Runtime, choose_precision, lower_graph
 from .tensorrt import PLAN_FILE, PlanBuilder, build_plan, plan_builder, plan_file, run_plan
 
-REPORT_FILE = "report.json"
 Summary = dict[str, Any]
 
 

@@ -15,6 +15,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 CONFIG_FILE = "config.pbtxt"
 READINESS_FILE = "readiness.json"
+REPORT_FILE = "report.json"
+DIGEST = "digest"
+"""The parameter of an ensemble by which a caller knows that two servers, or two releases, answer alike."""
 
 
 class RepositoryError(ValueError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -20,8 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from .configs import CONFIG_FILE, RepositoryError, is_ensemble, model_configs, read_config, step_names, write_config
+from .configs import (
+    CONFIG_FILE,
+    DIGEST,
+    REPORT_FILE,
+    RepositoryError,
+    is_ensemble,
+    model_configs,
+    read_config,
+    step_names,
+    write_config,
+)
 from .release import CURRENT, Release, digests, release_numbers
 
 KEPT_RELEASES = 3
@@ -168,6 +180,7 @@ class _Assembly:
         for ensemble, config in configs.items():
             for step in config.ensemble_scheduling.step:
                 step.model_version = versions[step.model_name]
+            config.parameters[DIGEST].string_value = self._digest(config)
             if self.before and ensemble not in self.new and config != read_config(ensemble, self.before.folder):
                 self._link(ensemble, STAGED_VERSION)  # one of its steps was replaced
                 (self.staged / ensemble / CONFIG_FILE).unlink()  # else written through the link
@@ -206,6 +219,17 @@ class _Assembly:
         self._link(model, str(version))
         self.files |= {name: value for name, value in self.before.files.items() if name.startswith(f"{model}/")}
         return version
+
+    def _digest(self, ensemble: ModelConfig) -> str:
+        """A hash of all that decides the answers of an ensemble: its steps' files, whatever they are called here."""
+        digest = hashlib.sha256()
+        for place, step in enumerate(ensemble.ensemble_scheduling.step):
+            digest.update(repr((place, sorted(step.input_map.items()), sorted(step.output_map.items()))).encode())
+            for name, value in sorted(self.files.items()):
+                model, _, inside = name.partition("/")
+                if model == step.model_name and "/" in inside and not inside.endswith(REPORT_FILE):
+                    digest.update(f"{_with_version(inside, STAGED_VERSION)} {value}\n".encode())
+        return digest.hexdigest()
 
     def _link(self, model: str, version: str) -> None:
         """The model of the release before, its files as hard links, its version's folder under this name."""

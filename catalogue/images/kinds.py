@@ -28,6 +28,8 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 HEIF_BRANDS = {b"mif1", b"msf1"}  # a container for either; the compatible brands say which
 STRAY = 512
 """So many bytes from the start, an image that begins late is looked for."""
+BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+"""How JPEG, PNG, GIF and WebP begin in base64, which callers of JSON interfaces send."""
 TEXT_CONTROLS = set(b"\t\n\r\f\x1b")
 
 
@@ -80,4 +82,6 @@ def _text(head: bytes, whole: bool) -> tuple[str, str] | None:
         return "SVG", "an SVG drawing"
     if text.lower().startswith(("<!doctype html", "<html")):
         return "HTML", "an HTML page"
+    if text.startswith("data:image/") or text.startswith(BASE64):
+        return "base64", f"an image in base64, text beginning {text[:24]!r} (send its bytes as they are, decoded)"
     return "text", f"text beginning {text[:40]!r}"

@@ -1,5 +1,6 @@
 """The decoder: every kind of file, shown as a viewer shows it or refused with what was found."""
 
+import base64
 import contextlib
 import io
 import struct
@@ -260,6 +261,8 @@ def test_stray_bytes_between_jpeg_segments_are_harmless():
         (b"", "empty"),
         (b"\0" * 100, "zero bytes"),
         (b"Just a text, not an image.\n", "text beginning 'Just a text"),
+        (base64.b64encode(encoded(quarters(), "JPEG")), r"an image in base64.*send its bytes as they are, decoded"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "an image in base64"),
         ("Größe: zwölf\n".encode() * 200, "text beginning 'Größe"),
         (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"></svg>', "SVG"),
         (b"<!DOCTYPE html><html></html>", "HTML"),

@@ -57,8 +57,12 @@ def test_model_that_is_not_served_is_not_found(scripted_server: TritonServer) ->
         assert not client.is_ready("match_colours")
         assert client.is_ready()
         over_http = client.server_metadata()
+        assert client.model_digests() == {"of this model"}
+        with pytest.raises(ModelNotFound):
+            client.model_digests("match_colours")
     with ShelfwiseClient(scripted_server.url) as client:
         assert over_http == client.server_metadata()
+        assert client.model_digests() == {"of this model"}
 
 
 def test_stream_answers_in_order_and_bad_rows_cost_only_themselves(scripted_server: TritonServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def test_the_command_says_sure_or_look(served: ShelfwiseClient, categorize_serve
     result = CliRunner().invoke(ask.app, ["categorize", "--title", TITLE, "--url", categorize_server.url])
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == ("sure" if served.judge(title=TITLE).sure else "look")
+    pipe = ["categorize", "--json", "--url", categorize_server.url]
+    piped = CliRunner().invoke(ask.app, pipe, input=json.dumps({"title": TITLE}) + "\n")
+    assert json.loads(piped.output)["sure"] == served.judge(title=TITLE).sure
 
 
 def test_categories_are_ranked_distinct_paths(served: ShelfwiseClient) -> None:

@@ -89,6 +89,24 @@ def test_for_a_gpu_it_installs_what_the_fused_matcher_imports_too() -> None:
     assert distributions_of(files) <= requirements("requirements-gpu.txt")
 
 
+def test_the_ray_job_is_a_command_that_there_is_on_volumes_that_are_mounted() -> None:
+    job = yaml.safe_load((ROOT / "deploy" / "ray-job.yaml").read_text())["spec"]
+    program, *arguments = job["entrypoint"].split()
+    assert program == "shelfwise"
+    assert CliRunner().invoke(shelfwise.app, [*arguments, "--help"]).exit_code == 0
+    paths = [argument for argument in arguments if argument.startswith("/")]
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    cores = 0
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+        assert all(any(path.startswith(f"{mounted}/") for mounted in mounts.values()) for path in paths)
+        cores += group.get("replicas", 1) * int(group["rayStartParams"]["num-cpus"])
+    assert cores == int(arguments[arguments.index("--workers") + 1])
+
+
 def test_the_kubernetes_and_envoy_files_say_what_serve_does() -> None:
     deployment, service = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
     pod = deployment["spec"]["template"]["spec"]
@@ -108,6 +126,7 @@ def test_the_kubernetes_and_envoy_files_say_what_serve_does() -> None:
     assert list(filters) == ["jwt_authn", "local_ratelimit", "buffer", "router"]
     route = manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]
     methods = re.compile(route["match"]["safe_regex"]["regex"])
-    assert methods.fullmatch("/inference.GRPCInferenceService/ModelInfer")
+    for method in ("ModelInfer", "ModelConfig"):
+        assert methods.fullmatch(f"/inference.GRPCInferenceService/{method}")
     for method in ("SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"):
         assert not methods.fullmatch(f"/inference.GRPCInferenceService/{method}")
