@@ -21,6 +21,7 @@ from benchmarks.quality.answers import answers_table
 from benchmarks.quality.colour_table import matching_table
 from benchmarks.quality.fashionbert_table import fashionbert_table
 from benchmarks.quality.labels import labels_table
+from benchmarks.quality.retrieval_table import kagl_table, retrieval_table
 from benchmarks.results import NOT_MEASURED, RESULTS, ROOT, read
 from benchmarks.serving import report as serving
 from benchmarks.serving.colours_report import colours_table
@@ -44,6 +45,8 @@ def page_tables() -> dict[str, tuple[str, Callable[[Rows], str]]]:
         "kernel-1-cpu": ("label_kl_cpu", cpu_table),
         "labels": ("labels", labels_table),
         "answers": ("answers", answers_table),
+        "retrieval": ("retrieval", retrieval_table),
+        "kagl": ("kagl", kagl_table),
         "fashionbert": ("fashionbert", fashionbert_table),
         "export-accuracy": ("export_categorize", accuracy_table),
         "export-speed": ("export_speed", speed_table),
