@@ -64,8 +64,13 @@ class MatchSettings(Settings):
         "losses", description="weights of the losses: equal, or adaptive by their softmax or by their gradients' norms"
     )
     alpha: PositiveFloat = Field(1.0, description="evenness of the adaptive weights, at least 1")
-    pairs: TrainConfig = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, warmup=0.05)
+    pairs: TrainConfig = TrainConfig(epochs=6, batch_size=32, learning_rate=1e-3, warmup=0.05)
     queries: TrainConfig = TrainConfig(epochs=1, batch_size=32, learning_rate=5e-4)
+
+    @property
+    def suitable_size(self) -> tuple[int, int]:
+        """Height and width of images where none is set: a patch should show more than a colour."""
+        return super().suitable_size if self.image_checkpoint else (80, 64)
 
 
 class MatchConfig(BundleConfig):
