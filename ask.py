@@ -233,6 +233,8 @@ def search(
                     for p in answer.products
                 ],
             )
+            if not answer.products:
+                typer.echo("no product fits the filters", err=True)
             if isinstance(answer, RankedSearch):
                 typer.echo(f"ranked again in {1e3 * answer.seconds:.0f} ms", err=True)
         return 0

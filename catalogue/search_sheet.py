@@ -6,6 +6,7 @@ A green frame says that the product is in all that was asked for by name (brand,
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,10 @@ def _paste(sheet: Image.Image, image: bytes, left: int, top: int, width: int) ->
 
 
 def _lines(text: str) -> list[str]:
-    """A text in lines that fit, broken between words."""
+    """A text in lines that fit, broken between words, without the accents that Pillow's own font cannot draw."""
     lines = [""]
-    for word in text.split():
+    plain = "".join(part for part in unicodedata.normalize("NFKD", text) if not unicodedata.combining(part))
+    for word in plain.split():
         joined = f"{lines[-1]} {word}".strip()
         if len(joined) > LINE and lines[-1]:
             lines.append(word)

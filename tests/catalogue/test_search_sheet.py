@@ -45,3 +45,11 @@ def test_a_sheet_has_a_row_a_search_and_frames_what_matched(tmp_path: Path) -> N
     assert sheet.getpixel((WIDTH // 2, HEIGHT + 70)) == (0, 128, 0)
     with pytest.raises(ValueError, match="no search to draw"):
         draw_search_sheet([], tmp_path / "empty.png")
+
+
+def test_accents_that_the_font_lacks_are_left_out(tmp_path: Path) -> None:
+    drawn = []
+    for title in ("Crème brûlée Lumière", "Creme brulee Lumiere"):
+        draw_search_sheet([SheetSearch(title, None, [SheetHit(None, title, 0.5)])], tmp_path / "sheet.png")
+        drawn.append((tmp_path / "sheet.png").read_bytes())
+    assert drawn[0] == drawn[1]
