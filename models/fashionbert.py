@@ -5,7 +5,8 @@ patches reads their pixels, or a pretrained tower (ViT, DINOv2, EfficientNet) it
 that kind or a small one from scratch; its positions are the text's, patches have positions of their own, and three
 segments tell title (T), query (Q) and image (I) apart. Three heads: masked words (MLM), masked patches (MPM), and text
 and image alignment (TIA), which alone is served. Words and patches enter the stream in one space, as in "Align before
-Fuse": a contrastive loss compares their means there, without which TIA learns nothing from scratch for a long time.
+Fuse": a contrastive loss compares their means there, without which TIA learns nothing from scratch for a long time. How
+well the means agree is part of the answer: a small stream sees details, and loses much of that again.
 
 Sources: Gao et al., "FashionBERT: Text and Image Matching with Adaptive Loss for Cross-modal Retrieval", SIGIR 2020;
 Li et al., "Align before Fuse", NeurIPS 2021.
@@ -30,6 +31,7 @@ from .image_tower import ImageTower, normalised
 SEGMENTS = {"title": 0, "query": 1, "image": 2}
 PATCH_CHANNELS = (32, 64)
 TEMPERATURE = 0.07  # of the cosines of what enters the stream, at first
+ENTRANCE_GAIN = 0.3  # how much they count beside the TIA head, at first
 
 
 class PatchGrid(BaseModel):
@@ -69,7 +71,8 @@ class FashionBertConfig(BaseModel):
     """What is needed to rebuild a FashionBERT.
 
     `text` describes the BERT and how long a title may be; a query is as long at most. `visual_words` is the width of
-    the distribution that the MPM head predicts.
+    the distribution that the MPM head predicts; `entrance` says whether the agreement of mean words and mean patches as
+    they enter the stream is part of the answer.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,6 +80,7 @@ class FashionBertConfig(BaseModel):
     text: TextEncoderConfig
     patches: PatchGrid | PatchTower
     visual_words: PositiveInt
+    entrance: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class FashionBert(nn.Module):
         count = patches.rows * patches.columns
         self.patch_projection = nn.Sequential(nn.Linear(self.patch_encoder.width, width), nn.LayerNorm(width))
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
+        gain = ENTRANCE_GAIN if config.entrance else 0.0
+        self.entrance_gain = nn.Parameter(torch.tensor(gain), requires_grad=config.entrance)
         self.patch_positions = nn.Parameter(torch.empty(count, width).normal_(std=0.02))
         self.segments = nn.Parameter(torch.empty(len(SEGMENTS), width).normal_(std=0.02))
         self.token_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
@@ -177,7 +183,7 @@ class FashionBert(nn.Module):
             masked_positions = input_ids.new_zeros(len(own), 0)
         places = masked_positions.unsqueeze(2).expand(-1, -1, own.shape[2])
         return Predictions(
-            self.match_head(states[:, 0])[:, 0],
+            self._matched(states, patches, self._mean_text(input_ids, attention_mask, query_ids, query_mask)),
             F.linear(self.token_head(own.gather(1, places)), self.words.weight, self.token_bias),
             self.patch_head(own[:, -patches.shape[1] :]),
             self.entrance(features, input_ids, attention_mask, query_ids, query_mask),
@@ -192,10 +198,17 @@ class FashionBert(nn.Module):
         query_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, N] of all of B photos' features with all of N texts, by what enters the stream alone."""
+        texts = self._mean_text(input_ids, attention_mask, query_ids, query_mask)
+        return F.normalize(patches.mean(1), dim=1) @ texts.T * self.logit_scale.exp()
+
+    def _mean_text(
+        self, input_ids: Tensor, attention_mask: Tensor, query_ids: Tensor | None, query_mask: Tensor | None
+    ) -> Tensor:
+        """[N, D], unit length: titles and queries by their mean words."""
         texts = self._mean_word(input_ids, attention_mask)
         if query_ids is not None and query_mask is not None:
             texts = texts + self._mean_word(query_ids, query_mask)
-        return F.normalize(patches.mean(1), dim=1) @ F.normalize(texts, dim=1).T * self.logit_scale.exp()
+        return F.normalize(texts, dim=1)
 
     def _mean_word(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[N, D] means of the words of texts [N, L], 0 for those without; the first token, of all alike, is none."""
@@ -211,7 +224,13 @@ class FashionBert(nn.Module):
         query_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B] of the TIA head alone, from the features of `patches`: one photo's serve any number of texts."""
-        return self.match_head(self.stream(patches, input_ids, attention_mask, query_ids, query_mask)[:, 0])[:, 0]
+        states = self.stream(patches, input_ids, attention_mask, query_ids, query_mask)
+        return self._matched(states, patches, self._mean_text(input_ids, attention_mask, query_ids, query_mask))
+
+    def _matched(self, states: Tensor, patches: Tensor, texts: Tensor) -> Tensor:
+        """Logits [N]: what the stream says of each pair, and how well its patches and mean words agree."""
+        cosines = (F.normalize(patches.mean(1), dim=1) * texts).sum(1)
+        return self.match_head(states[:, 0])[:, 0] + self.entrance_gain * self.logit_scale.exp() * cosines
 
     def patches(self, pixel_values: Tensor) -> Tensor:
         """The features [B, P, D] of a photo's patches, row by row; pixels [B, H, W, 3] uint8."""

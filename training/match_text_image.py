@@ -215,7 +215,9 @@ def make_model(store: Store, settings: MatchSettings) -> tuple[Tokenizer, Fashio
         patches = PatchTower(encoder=image_encoder.config, rows=rows, columns=columns)
     else:
         patches = PatchGrid(height=size[0], width=size[1], rows=settings.grid_rows, columns=settings.grid_columns)
-    config = FashionBertConfig(text=text, patches=patches, visual_words=settings.visual_words)
+    config = FashionBertConfig(
+        text=text, patches=patches, visual_words=settings.visual_words, entrance=settings.contrast
+    )
     return tokenizer, FashionBert(config, language_model, tower)
 
 

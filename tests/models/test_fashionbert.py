@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.encoders import TextEncoderConfig
-from models.fashionbert import FashionBert, FashionBertConfig, PatchGrid, small_bert
+from models.fashionbert import ENTRANCE_GAIN, FashionBert, FashionBertConfig, PatchGrid, small_bert
 
 LENGTH, VOCABULARY = 12, 200
 
@@ -118,6 +118,20 @@ def test_the_entrance_compares_mean_words_with_mean_patches(model: FashionBert) 
             image = model.patches(pixels[photo : photo + 1])[0].mean(0)
             cosine = torch.cosine_similarity(text, image, dim=0)
             torch.testing.assert_close(found[photo, row], cosine / 0.07)
+
+
+@torch.no_grad()
+def test_the_agreement_at_the_entrance_is_part_of_the_answer() -> None:
+    model = make(PatchGrid(height=64, width=48, rows=4, columns=4))
+    pixels, ids, mask = batch(3)
+    patches = model.patches(pixels)
+    found, agreement = model.match(patches, ids, mask), model.entrance(patches, ids, mask).diagonal()
+    torch.testing.assert_close(model(pixels, ids, mask).match, found)
+    model.entrance_gain.zero_()
+    torch.testing.assert_close(found - model.match(patches, ids, mask), ENTRANCE_GAIN * agreement)
+    plain = FashionBert(model.config.model_copy(update={"entrance": False}))
+    assert not plain.entrance_gain.requires_grad
+    assert float(plain.entrance_gain) == 0
 
 
 def test_grids_that_do_not_fit_are_refused() -> None:
