@@ -439,7 +439,8 @@ def test_stop_lets_in_flight_requests_finish_and_leaves_nothing(
     server = TritonServer(write_sleeper(tmp_path), grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
     with server, ThreadPoolExecutor(6) as callers:
         assert server.process is not None
-        prefix = next(FOLDER.glob("shelfwise-*-lock")).name.removesuffix("lock")
+        given = next(part for part in psutil.Process(server.process.pid).cmdline() if "region-prefix" in part)
+        prefix = given.rpartition("=")[2]
         processes = [psutil.Process(server.process.pid), *stubs(server)]
         # Two instances: two requests in execution, four waiting.
         answers = [callers.submit(sleep, server, 1.0) for _ in range(6)]
