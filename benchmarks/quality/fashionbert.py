@@ -35,7 +35,6 @@ from training.match_tasks import match_probabilities
 from training.match_text_image import MatchRecipe, MatchSettings
 from training.recipe import digest, run_stages
 from training.retrieval_metrics import figures_of_first, sampled_candidates, spread
-from training.settings import TrainConfig
 from training.train import make_accelerator
 
 FEED = ROOT.parent / "shared" / "data" / "fashion-60x80.parquet"
@@ -50,17 +49,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "8x8 patches": {"grid_rows": 8, "grid_columns": 8},
 }
 QUICK = ("adaptive (softmax of losses)", "equal weights")
-SMALL = MatchSettings(
-    image_height=64,
-    image_width=48,
-    grid_rows=4,
-    grid_columns=4,
-    hidden_size=144,
-    layers=2,
-    vocab_size=3000,
-    pairs=TrainConfig(epochs=3, batch_size=32, learning_rate=1e-3, warmup=0.05),
-    queries=TrainConfig(epochs=1, batch_size=32, learning_rate=5e-4),
-)
 PLANTED = 0.05
 TIMED = 50
 QUERIES = 250  # of each draw: a thousand of them are a million pairs, ten minutes of a core for every variant
@@ -72,13 +60,13 @@ def main(*, quick: bool, output: Path) -> None:
 
     quick: two variants on a small drawn feed, and fewer queries. Runs in runs/fashionbert go on where they were.
     """
-    folder, feed_path, settings = FOLDER, FEED, SMALL
+    folder, feed_path, settings = FOLDER, FEED, MatchSettings()
     if quick or not FEED.is_file():
         folder = FOLDER / "quick"
         folder.mkdir(parents=True, exist_ok=True)
         feed_path = folder / "sample.parquet"
         generate_sample(feed_path, products=1500, seed=0)
-        settings = SMALL.overridden({"pairs.epochs": 2})
+        settings = settings.overridden({"pairs.epochs": 2, "image_height": 64, "image_width": 48})
     store = open_store(open_feed(feed_path, detect_preset(feed_path)), folder / "store", *settings.image_size)
     path = output / "fashionbert.json"
     rows = read(path)["rows"] if path.is_file() else []

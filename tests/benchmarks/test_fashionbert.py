@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.fashionbert import SMALL, VARIANTS, figures
+from benchmarks.quality.fashionbert import VARIANTS, figures
 from catalogue.feed import open_feed
 from catalogue.sample import generate_sample
 from catalogue.store import open_store
-from training.match_text_image import MatchRecipe
+from training.match_text_image import MatchRecipe, MatchSettings
 from training.train import make_accelerator
 
 
 def test_variants_are_settings() -> None:
-    assert all(SMALL.overridden(changes) for changes in VARIANTS.values())
+    assert all(MatchSettings().overridden(changes) for changes in VARIANTS.values())
 
 
 @torch.no_grad()
 def test_figures_of_an_untrained_matcher_are_those_of_a_guess(tmp_path: Path) -> None:
     generate_sample(tmp_path / "sample.parquet", products=1200, seed=0)
-    settings = SMALL.overridden({"hidden_size": 48, "layers": 1})
+    settings = MatchSettings(image_height=64, image_width=48, hidden_size=48, layers=1, vocab_size=3000)
     store = open_store(open_feed(tmp_path / "sample.parquet"), tmp_path / "store", 64, 48)
     recipe = MatchRecipe(store, settings, make_accelerator())
     found = figures(recipe, recipe.model.eval(), queries=20, draws=1)
