@@ -204,11 +204,12 @@ class FashionBert(nn.Module):
     def _mean_text(
         self, input_ids: Tensor, attention_mask: Tensor, query_ids: Tensor | None, query_mask: Tensor | None
     ) -> Tensor:
-        """[N, D], unit length: titles and queries by their mean words."""
-        texts = self._mean_word(input_ids, attention_mask)
+        """[N, D]: titles by their mean words, of unit length, and queries likewise added: a title that agrees does not
+        drown a query of few words that does not."""
+        texts = F.normalize(self._mean_word(input_ids, attention_mask), dim=1)
         if query_ids is not None and query_mask is not None:
-            texts = texts + self._mean_word(query_ids, query_mask)
-        return F.normalize(texts, dim=1)
+            texts = texts + F.normalize(self._mean_word(query_ids, query_mask), dim=1)
+        return texts
 
     def _mean_word(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[N, D] means of the words of texts [N, L], 0 for those without; the first token, of all alike, is none."""
