@@ -91,7 +91,8 @@ class Predictions:
         match: [N].
         tokens: [B, M, V], of the positions that were asked for.
         patches: [B, P, K].
-        entrance: [B, N], cosines of photos and texts as they enter the stream, over a temperature.
+        entrance: [B, N], cosines of photos and texts as they enter the stream, that of the title and that of the query
+            added, over a temperature.
     """
 
     match: Tensor
@@ -178,15 +179,16 @@ class FashionBert(nn.Module):
         if zeroed is not None:
             patches = patches.masked_fill(zeroed.unsqueeze(2), 0.0)
         states = self.stream(patches, input_ids, attention_mask, query_ids, query_mask)
+        texts = self._mean_text(input_ids, attention_mask, query_ids, query_mask)
         own = states[: len(features)]
         if masked_positions is None:
             masked_positions = input_ids.new_zeros(len(own), 0)
         places = masked_positions.unsqueeze(2).expand(-1, -1, own.shape[2])
         return Predictions(
-            self._matched(states, patches, self._mean_text(input_ids, attention_mask, query_ids, query_mask)),
+            self._matched(states, patches, texts),
             F.linear(self.token_head(own.gather(1, places)), self.words.weight, self.token_bias),
             self.patch_head(own[:, -patches.shape[1] :]),
-            self.entrance(features, input_ids, attention_mask, query_ids, query_mask),
+            self._agreement(features, texts),
         )
 
     def entrance(
@@ -198,7 +200,9 @@ class FashionBert(nn.Module):
         query_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, N] of all of B photos' features with all of N texts, by what enters the stream alone."""
-        texts = self._mean_text(input_ids, attention_mask, query_ids, query_mask)
+        return self._agreement(patches, self._mean_text(input_ids, attention_mask, query_ids, query_mask))
+
+    def _agreement(self, patches: Tensor, texts: Tensor) -> Tensor:
         return F.normalize(patches.mean(1), dim=1) @ texts.T * self.logit_scale.exp()
 
     def _mean_text(

@@ -74,7 +74,7 @@ class MatchTask(Task[FashionBert]):
             true = self.words.to(match.device)(batch["pixel_values"])
             losses["mpm"] = masked_patch_loss(outputs["patches"], true, batch["zeroed"][:photos])
         if self.contrast:
-            losses["itc"] = contrastive_loss(outputs["entrance"], batch["kin"])
+            losses["itc"] = entrance_loss(outputs["entrance"], batch["kin"])
         return losses
 
     def evaluate(self) -> dict[str, float]:
@@ -94,7 +94,7 @@ def masked_patch_loss(logits: Tensor, true: Tensor, asked: Tensor) -> Tensor:
     return (divergence * asked).sum() / asked.sum().clamp(min=1)
 
 
-def contrastive_loss(logits: Tensor, kin: Tensor) -> Tensor:
+def entrance_loss(logits: Tensor, kin: Tensor) -> Tensor:
     """Mean cross-entropy of finding the text of a photo among all, and the photo of a text.
 
     Args:

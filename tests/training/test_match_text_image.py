@@ -21,7 +21,7 @@ from tests.conftest import train_and_save
 from tests.models.checkpoint_folders import network
 from training.audit import Listing, audit, share_found, swap_titles
 from training.match_metrics import area_under_curve, match_report
-from training.match_tasks import MatchTask, contrastive_loss, masked_patch_loss, masked_word_loss, match_probabilities
+from training.match_tasks import MatchTask, entrance_loss, masked_patch_loss, masked_word_loss, match_probabilities
 from training.match_text_image import MATCHER, MatchRecipe, MatchSettings, make_model
 from training.recipe import run_stages
 from training.sampling import BatchRequest
@@ -110,7 +110,7 @@ def test_kin_are_not_to_be_told_apart() -> None:
         torch.logsumexp(logits[row, texts], 0) / 2 + torch.logsumexp(logits[photos, row], 0) / 2 - logits[row, row]
         for row, (texts, photos) in enumerate(zip(texts_seen, photos_seen, strict=True))
     )
-    torch.testing.assert_close(contrastive_loss(logits, kin), expected / 3)
+    torch.testing.assert_close(entrance_loss(logits, kin), expected / 3)
 
 
 COLOURS = {"red": (200, 20, 20), "blue": (20, 20, 200), "green": (20, 160, 20), "black": (10, 10, 10)}
